@@ -1,0 +1,1 @@
+"""The engine: continuous batching over one frozen base. No HTTP, no text, no catalog."""

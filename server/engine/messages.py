@@ -1,0 +1,205 @@
+"""What crosses between the API process and the engine process: plain, immutable data.
+
+Frames on the socket are these dataclasses as JSON (see wire.py). Token ids only, never text;
+an adapter only by its digest.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from adapters_store.content import LinearShape
+
+FinishReason = Literal["stop", "length", "abort"]
+SlotLevel = Literal["slot", "host"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything the engine is told, once, at its start."""
+
+    model: str  # folder or hub id
+    blobs: str  # folder that holds adapter versions by digest
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    max_resident_adapters: int = 8
+    max_rank: int = 64
+    max_model_len: int | None = None  # tokens; None: the base's own
+    kv_cache_bytes: int | None = None  # None: sized from free memory
+    max_batch_tokens: int = 512  # per step
+    max_sequences: int = 64  # running at once
+    block_size: int = 16  # tokens per KV block
+    host_cache_bytes: int = 1 << 30
+    threads: int | None = None  # torch's; None: its default
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request's tokens are chosen. Bounds are checked before they get here."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None  # alternatives wanted per token; 0: the chosen one's only
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A prompt to continue `n` times under one adapter version (None: the base)."""
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    adapter: str | None = None  # version digest
+    n: int = 1
+
+
+# --- API process → engine ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    config: EngineConfig
+    type: Literal["start"] = "start"
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    request: GenerationRequest
+    type: Literal["submit"] = "submit"
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    request_id: str
+    type: Literal["abort"] = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Stop at once; the sender has let its requests finish already."""
+
+    type: Literal["shutdown"] = "shutdown"
+
+
+# --- engine → API process ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """The base is being loaded: `done` of `total`, in the unit that `what` names."""
+
+    what: str
+    done: int
+    total: int
+    type: Literal["load_progress"] = "load_progress"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What was measured and decided while the base was loaded."""
+
+    architecture: str
+    digest: str  # of the base's files
+    dtype: str
+    device: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    kv_blocks: int
+    block_size: int
+    parameters: int
+    modules: dict[str, LinearShape]  # targetable modules of the base
+    load_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    info: EngineInfo
+    type: Literal["ready"] = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where a request's time went, in seconds; sent with its first token."""
+
+    queue_s: float  # arrival → first scheduled, loading included
+    load_s: float  # of that, waiting for the adapter
+    prefill_s: float  # first scheduled → first token
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One more token of one sequence, or its end.
+
+    `token_id` is None when the sequence ends without a further token (abort). The token that
+    ended a sequence by "stop" is reported too, with the reason, and is no part of the text.
+    """
+
+    request_id: str
+    index: int  # which of the request's n sequences
+    token_id: int | None
+    finish_reason: FinishReason | None = None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    timing: Timing | None = None  # with the sequence's first token
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """All of one step's events."""
+
+    events: tuple[TokenEvent, ...]
+    type: Literal["tokens"] = "tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A request is over without a result. `code` names a class of adapters_store/errors.py."""
+
+    request_id: str | None  # None: the engine itself could not start
+    code: str
+    message: str
+    param: str | None = None
+    type: Literal["failed"] = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Gauges and running totals since the engine's start; sent a few times a second."""
+
+    running: int = 0  # sequences
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    step_tokens: int = 0  # total over all steps
+    step_segments: int = 0  # total over all steps
+    step_s: float = 0.0  # total
+    slot_hits: int = 0
+    slot_misses: int = 0
+    slot_evictions: int = 0
+    slot_leases: int = 0  # held now
+    host_hits: int = 0
+    host_misses: int = 0
+    host_evictions: int = 0
+    host_bytes: int = 0
+    load_s: dict[str, float] = field(default_factory=dict)  # total by tier: "disk", "host"
+    loads: dict[str, int] = field(default_factory=dict)
+    residency: dict[str, SlotLevel] = field(default_factory=dict)  # digest → nearest tier
+    running_adapters: tuple[str, ...] = ()  # digests resident in slots
+    waiting_adapters: tuple[str, ...] = ()  # digests that queued requests wait for
+    type: Literal["stats"] = "stats"
+
+
+ToEngine = Start | Submit | Abort | Shutdown
+FromEngine = LoadProgress | Ready | Tokens | Failed | Stats
