@@ -117,27 +117,29 @@ class Residency:
                 self._seconds["disk"] += loaded.seconds
         return failed
 
-    def try_lease(self, digest: str) -> SlotLease | None:
-        """A lease on the slot that holds `digest`, filling one if needed.
+    def prepare(self, digest: str) -> bool:
+        """Whether nothing but a slot is missing. If more is, makes sure that it is being read.
 
-        None when it has not been read yet, or no slot is free; ask again after a step.
+        It may have been read before and dropped again, from a host cache smaller than the queue.
+        """
+        if self.slots.holds(digest) or self.host.get(digest) is not None:
+            return True
+        if digest not in self._reading:
+            self._read(digest)
+        return False
+
+    def try_lease(self, digest: str) -> SlotLease | None:
+        """A lease on the slot that holds `digest`, filling one from the host cache if needed.
+
+        None when every slot is leased, or `prepare` has not said True yet.
         """
         if not self.slots.holds(digest):
             adapter = self.host.get(digest)
-            if adapter is None:
-                # Dropped from a host cache that is smaller than what waits: read it again.
-                if digest not in self._reading:
-                    self._read(digest)
-                return None
-            slot = self.slots.assign(digest)
-            if slot is None:
+            slot = None if adapter is None else self.slots.assign(digest)
+            if adapter is None or slot is None:
                 return None
             self._fill(slot, adapter)
         return self.slots.lease(digest)
-
-    def ready(self, digest: str) -> bool:
-        """Whether nothing but a free slot is missing."""
-        return self.slots.holds(digest) or self.host.get(digest) is not None
 
     def release(self, lease: SlotLease) -> None:
         self.slots.release(lease)
@@ -172,6 +174,8 @@ class Residency:
         for kind, bound in self._bound.items():
             if kind == adapter.kind:
                 bound.write(slot, adapter)
+            else:
+                bound.clear(slot)
         self._ranks[slot] = adapter.rank
         self._counts["load_host"] += 1
         self._seconds["host"] += time.perf_counter() - started
@@ -188,5 +192,3 @@ class Residency:
             content, self._base, max_rank=self._max_rank, dtype=self._dtype
         )
         return LoadedIn(adapter, time.perf_counter() - started)
-
-
