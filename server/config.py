@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic.config import JsonDict
@@ -23,7 +23,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from server.engine.messages import EngineConfig
+if TYPE_CHECKING:
+    from server.engine.messages import EngineConfig  # brings torch: too slow for --help
 
 ENV_PREFIX = "ADAPTERD_"
 DEMO_NAME = "adapterd-demo"
@@ -49,9 +50,9 @@ def parse_bytes(value: object) -> int:
 
 
 def default_data_dir() -> Path:
-    """$XDG_DATA_HOME/adapterd: the same from any working directory, and outside any checkout,
+    """$XDG_DATA_HOME/adapterd, the same from any working directory and outside any checkout.
 
-    so that a server started elsewhere tomorrow, or from a fresh clone, still has its adapters.
+    So a server started elsewhere tomorrow, or from a fresh clone, still has its adapters.
     """
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "adapterd"
 
@@ -124,7 +125,7 @@ class Settings(BaseSettings):
     max_concurrent_requests: int = _setting(
         256,
         "Server",
-        "Requests taken at once, waiting ones included; more are answered 503.",
+        "Requests taken at once, waiting ones included; more are refused until one ends.",
         example="256",
         ge=1,
     )
@@ -215,8 +216,10 @@ class Settings(BaseSettings):
         folder = Path(self.model).expanduser()
         return folder.resolve().name if folder.is_dir() else self.model
 
-    def engine_config(self, *, model: str, blobs: Path) -> EngineConfig:
+    def engine_config(self, *, model: str, blobs: Path) -> "EngineConfig":
         """The engine's slice. `model` is the folder or hub id after the demo is resolved."""
+        from server.engine.messages import EngineConfig
+
         return EngineConfig(
             model=model,
             blobs=str(blobs),
@@ -248,6 +251,11 @@ def about(field: str) -> About:
     extra = info.json_schema_extra
     assert isinstance(extra, dict)
     return About(str(extra["group"]), info.description or "", str(extra["example"]))
+
+
+def is_byte_size(field: str) -> bool:
+    """Whether sizes such as 512MiB are taken."""
+    return field.endswith("_bytes")
 
 
 def flag_of(field: str) -> str:
