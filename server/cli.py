@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=arguments, prog_name="adapterd")
     except (AdapterdError, ServerError) as error:
         _fail(error.message, 1)
+    except OSError as error:
+        _fail(str(error), 1)
     except SettingsError as error:
         _fail(str(error), 2)
 

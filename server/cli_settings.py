@@ -6,6 +6,7 @@ parses flags, environment and TOML alike. Not here: any setting by name.
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
 
 import typer
@@ -58,7 +59,8 @@ def _default(name: str, field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is None:
         return ""
-    return f"Default: {human_bytes(value) if is_byte_size(name) else value}."
+    shown = human_bytes(value) if is_byte_size(name) else str(value)
+    return f"Default: {shown.replace(str(Path.home()), '~')}."
 
 
 def human_bytes(count: int) -> str:

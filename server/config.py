@@ -309,7 +309,7 @@ def _refuse_misspelt_variables(environ: Mapping[str, str]) -> None:
 
 
 def _nearest(key: str) -> str | None:
-    return next(iter(difflib.get_close_matches(key, list(Settings.model_fields), 1, 0.8)), None)
+    return next(iter(difflib.get_close_matches(key, list(Settings.model_fields), 1, 0.75)), None)
 
 
 def _did_you_mean(key: str) -> str:

@@ -21,10 +21,10 @@ READ_S = 600.0  # a queued request may wait long for its first token
 class ServerError(Exception):
     """What was asked did not happen. `message` is one line for a person, with the remedy."""
 
-    def __init__(self, message: str, *, code: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.code = code
+        self.param = param  # the request's field at fault, if the server named one
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class ServerClient:
             try:
                 yield from self._chat(ask)
             except ServerError as error:
-                if error.code != "no_chat_template":
+                if error.param != "messages":  # a base without a chat template
                     raise
                 yield from self._completion(ask)
         else:
@@ -173,7 +173,7 @@ def _as_error(body: Any, status: int | None) -> ServerError:
     """The server's own message; if the answer is not in its form, what came instead."""
     error = body.get("error") if isinstance(body, dict) else None
     if isinstance(error, dict) and isinstance(error.get("message"), str):
-        return ServerError(error["message"], code=error.get("code"))
+        return ServerError(error["message"], param=error.get("param"))
     return ServerError(f"the answer was HTTP {status}, not adapterd's. Is --server right?")
 
 
