@@ -197,7 +197,7 @@ def list_adapters(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> N
             str(adapter["rank"]),
             " ".join(adapter["target_modules"]),
             human_bytes(adapter["bytes"]),
-            _nearest_tier(adapter["residency"]),
+            adapter["residency"],
         )
     # A pipe gets every column whole, a terminal what fits.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
@@ -287,10 +287,6 @@ def _transfer_bar() -> Progress:
 
 def _digest(adapter: dict[str, Any]) -> str:
     return adapter["digest"][:12]
-
-
-def _nearest_tier(residency: dict[str, Any]) -> str:
-    return next((tier for tier in ("slot", "host", "disk") if residency.get(tier)), "-")
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -49,9 +49,10 @@ def _metavar(name: str, field: FieldInfo) -> str:
         return f"[{'|'.join(get_args(field.annotation))}]"
     if is_byte_size(name):
         return "BYTES"
-    kind = str(field.annotation)
-    words = {"Path": "PATH", "int": "INTEGER", "float": "SECONDS"}
-    return next((word for part, word in words.items() if part in kind), "TEXT")
+    if name.endswith("_seconds"):
+        return "SECONDS"
+    words = {"Path": "PATH", "int": "INTEGER"}
+    return next((word for kind, word in words.items() if kind in str(field.annotation)), "TEXT")
 
 
 def _default(name: str, field: FieldInfo) -> str:

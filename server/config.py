@@ -132,13 +132,8 @@ class Settings(BaseSettings):
     max_upload_bytes: Bytes = _setting(
         1 << 30, "Server", "Largest adapter upload.", example="512MiB"
     )
-    drain_seconds: float = _setting(
-        30.0,
-        "Server",
-        "On SIGTERM, time that running requests have to finish.",
-        example="30",
-        ge=0,
-        allow_inf_nan=False,
+    drain_seconds: int = _setting(
+        30, "Server", "On SIGTERM, time that running requests have to finish.", example="30", ge=0
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
         "info", "Server", "Least severe log lines shown.", example="debug"

@@ -116,7 +116,7 @@ def test_sizes_are_printed_as_they_are_typed() -> None:
         ({"dtype": "int4"}, ("--dtype int4", "bfloat16")),
         ({"kv_cache_bytes": "lots"}, ("--kv-cache-bytes lots", "512MiB")),
         ({"max_upload_bytes": "0"}, ("--max-upload-bytes 0", "greater than 0")),
-        ({"drain_seconds": "nan"}, ("--drain-seconds nan", "finite")),
+        ({"drain_seconds": "nan"}, ("--drain-seconds nan", "integer")),
         ({"device": "tpu"}, ("--device tpu", "cuda")),
         ({"threads": "0"}, ("--threads 0", "1")),
     ],
