@@ -13,7 +13,6 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from adapters_store.errors import AdapterdError
+from server import __version__
 from server.cli_settings import human_bytes, takes_settings
 from server.config import SettingsError, load_settings
 from server.http_client import Completion, ServerClient, ServerError, peft_files
@@ -78,7 +78,7 @@ def _root(
     ] = False,
 ) -> None:
     if version:
-        print(f"adapterd {installed_version('adapterd')}")
+        print(f"adapterd {__version__}")
         raise typer.Exit()
 
 
@@ -160,16 +160,15 @@ def push(
 
     adapterd adapters push ./my-adapter --name my-adapter
     """
-    files = peft_files(source)
+    paths = peft_files(source)
     with ServerClient(server) as client, ExitStack() as opened:
         progress = opened.enter_context(_transfer_bar())
-        total = sum(file.stat().st_size for file in files)
+        total = sum(path.stat().st_size for path in paths)
         task = progress.add_task(f"uploading {name}", total=total)
-        streams = [
-            (file.name, opened.enter_context(progress.wrap_file(file.open("rb"), task_id=task)))
-            for file in files
-        ]
-        new, adapter = client.push(name, streams)
+        files = [opened.enter_context(path.open("rb")) for path in paths]
+        counted = [progress.wrap_file(file, task_id=task) for file in files]
+        named = [(path.name, file) for path, file in zip(paths, counted, strict=True)]
+        new, adapter = client.push(name, named)
     if as_json:
         print(json.dumps(adapter, indent=2))
         return
@@ -275,13 +274,15 @@ def export_demo(
 
 
 def _transfer_bar() -> Progress:
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

@@ -12,7 +12,6 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import uvicorn
@@ -24,6 +23,7 @@ import demo
 from adapters_store.content import BaseModel
 from adapters_store.errors import AdapterNotFound, EngineStartFailed
 from adapters_store.store import AdapterStore, UploadedFile, UploadLimits
+from server import __version__
 from server.adapters import methods
 from server.api.app import create_app
 from server.api.services import ApiLimits
@@ -164,7 +164,7 @@ async def _announce(settings: Settings, app: FastAPI, server: uvicorn.Server, po
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     example = next(iter(demo.EXAMPLES.items()))
     serving = Serving(
-        version=version("adapterd"),
+        version=__version__,
         url=f"http://{host}:{port}",
         base_name=settings.base_name,
         base=services.engine.info,
