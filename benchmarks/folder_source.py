@@ -1,4 +1,4 @@
-"""An AdapterSource over PEFT folders on disk, for tests that need an engine and no store."""
+"""An AdapterSource over PEFT folders on disk, for engines that run without a store."""
 
 import hashlib
 import json
@@ -28,6 +28,6 @@ class FolderSource:
 
 
 def _digest(folder: Path) -> str:
-    """Stands in for the store's digest: any 64 hex digits that tell contents apart."""
+    """Stands in for the store's digest: 64 hex digits that tell contents apart."""
     files = ("adapter_config.json", "adapter_model.safetensors")
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in files)).hexdigest()
