@@ -1,0 +1,93 @@
+"""What an adapter kind is to the rest of the server.
+
+A kind checks an adapter's config and tensors, lays them out in host memory, and binds itself to
+the base once, giving a device-side store of slots that applies itself to each step.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from adapters_store.content import AdapterContent, AdapterFacts, BaseModel
+from server.kernels.backend import LowRankBackend
+from server.kernels.segments import SegmentPlan
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLimits:
+    """The shape of the stacked device tensors."""
+
+    slots: int
+    max_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostAdapter:
+    """One version, checked and laid out for a slot, in host memory.
+
+    `layout` is the kind's own; only the BoundMethod of the same kind reads it.
+    """
+
+    digest: str
+    kind: str
+    rank: int
+    bytes: int
+    layout: Any
+
+
+class BoundMethod(Protocol):
+    """A kind bound to one base: its stacked slots, and the hooks that apply them."""
+
+    def write(self, slot: int, adapter: HostAdapter) -> None:
+        """Overwrites the slot. The caller guarantees that no lease is held on it."""
+        ...
+
+    def clear(self, slot: int) -> None:
+        """Leaves nothing of this kind in the slot: another kind's adapter moves in."""
+        ...
+
+    def begin_step(self, segments: SegmentPlan) -> None:
+        """From here until `end_step` the base's forward applies these segments."""
+        ...
+
+    def end_step(self) -> None:
+        """The base's forward is the base's alone again."""
+        ...
+
+
+class AdapterMethod(Protocol):
+    """One kind of adapter."""
+
+    kind: str  # "lora"
+    peft_type: str  # as adapter_config.json has it: "LORA"
+
+    def check(self, content: AdapterContent, base: BaseModel, *, max_rank: int) -> AdapterFacts:
+        """Raises InvalidAdapter or UnsupportedAdapter naming the tensor or key, and the remedy."""
+        ...
+
+    def lay_out(
+        self, content: AdapterContent, base: BaseModel, *, max_rank: int, dtype: torch.dtype
+    ) -> HostAdapter:
+        """Checks again and converts; called in loader threads. Raises as `check` does."""
+        ...
+
+    def bind(
+        self,
+        modules: Mapping[str, nn.Module],
+        base: BaseModel,
+        *,
+        limits: SlotLimits,
+        dtype: torch.dtype,
+        device: torch.device,
+        backend: LowRankBackend,
+    ) -> BoundMethod:
+        """Allocates the slots and attaches to the base's modules. Weights are not touched."""
+        ...
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """[..., features] as [rows, features], a view."""
+    return tensor.view(-1, tensor.shape[-1])

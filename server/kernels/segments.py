@@ -1,0 +1,68 @@
+"""Which rows of a step belong to which slot. Pure facts, built once per step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NO_ADAPTER = -1
+"""The slot of rows that only the base serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows `start` up to `end` of a step use `slot`, whose adapter has `rank`."""
+
+    start: int
+    end: int
+    slot: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPlan:
+    """The segments of one step. `items` are the host's copy of `starts` and `slots`.
+
+    Both are kept because a CPU form loops over segments and a GPU form must not wait for
+    a copy from the device to do so.
+    """
+
+    starts: Tensor  # [segments + 1] int32; starts[0] == 0, starts[-1] == tokens
+    slots: Tensor  # [segments] int32; NO_ADAPTER means base only
+    items: tuple[Segment, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Rows in the step."""
+        return self.items[-1].end if self.items else 0
+
+    @property
+    def live_slots(self) -> frozenset[int]:
+        """Slots that at least one row uses."""
+        return frozenset(item.slot for item in self.items if item.slot != NO_ADAPTER)
+
+
+def plan_segments(
+    row_slots: Sequence[tuple[int, int]], ranks: Sequence[int], device: torch.device | None = None
+) -> SegmentPlan:
+    """Segments of a step whose rows come as `(count, slot)` runs, in row order.
+
+    Neighbouring runs of one slot become one segment. `ranks[slot]` is the rank of the adapter
+    in that slot. Raises ValueError on an empty run.
+    """
+    items: list[Segment] = []
+    row = 0
+    for count, slot in row_slots:
+        if count < 1:
+            raise ValueError(f"a run of {count} rows for slot {slot}")
+        if items and items[-1].slot == slot:
+            last = items.pop()
+            items.append(Segment(last.start, row + count, slot, last.rank))
+        else:
+            rank = 0 if slot == NO_ADAPTER else ranks[slot]
+            items.append(Segment(row, row + count, slot, rank))
+        row += count
+    starts = torch.tensor([0, *(item.end for item in items)], dtype=torch.int32, device=device)
+    slots = torch.tensor([item.slot for item in items], dtype=torch.int32, device=device)
+    return SegmentPlan(starts, slots, tuple(items))
