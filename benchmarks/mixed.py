@@ -104,8 +104,12 @@ def check_tokens(job: Job) -> int:
     )
     wrong = [number for number, pair in enumerate(zip(ours, peft, strict=True)) if len({*pair}) > 1]
     if wrong:
-        raise WrongTokens(f"sequences {wrong} differ from peft's: {ours[wrong[0]]}, {peft[wrong[0]]}")
-    idle = [number for number, pair in enumerate(zip(ours, base, strict=True)) if pair[0] == pair[1]]
+        raise WrongTokens(
+            f"sequences {wrong} differ from peft's: {ours[wrong[0]]}, {peft[wrong[0]]}"
+        )
+    idle = [
+        number for number, pair in enumerate(zip(ours, base, strict=True)) if pair[0] == pair[1]
+    ]
     if idle:
         raise WrongTokens(f"the adapters of sequences {idle} leave the base's tokens unchanged")
     return sum(map(len, ours))

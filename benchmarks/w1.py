@@ -65,7 +65,9 @@ def prepare(work: Path, *, prompt_tokens: int = 128) -> Workload:
 
 def _complete(folder: Path) -> bool:
     """Weights are moved into place last, so a folder that has them is whole."""
-    return any((folder / name).exists() for name in ("model.safetensors", "adapter_model.safetensors"))
+    return any(
+        (folder / name).exists() for name in ("model.safetensors", "adapter_model.safetensors")
+    )
 
 
 @torch.no_grad()

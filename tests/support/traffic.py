@@ -96,6 +96,8 @@ def play(
         for call in leaving.get(step, []):
             if call.id in running:
                 engine.abort(call.id)
+                outcomes[call.id].reason = "abort"
+                running.remove(call.id)
         for event in engine.step():
             heard = time.monotonic()
             _apply(event, outcomes, running)

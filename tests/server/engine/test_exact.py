@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.folder_source import FolderSource
 from server.engine.engine import Engine
 from server.engine.messages import EngineConfig
 from tests.support.adapters import RECIPES, make_adapter
 from tests.support.exactness import assert_nothing_held, kv_bytes, wrong_answers
 from tests.support.families import FAMILIES, LLAMA, VOCAB, Family, make_base
 from tests.support.reference import Reference
-from benchmarks.folder_source import FolderSource
 from tests.support.traffic import Mix, play, random_calls, random_prompts
 
 BLOCK_SIZE = 8  # tokens; smaller than the default, so that sequences cross many blocks
