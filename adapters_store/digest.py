@@ -22,11 +22,17 @@ function cost a blob, one digest for two functions would serve the wrong answer.
 SET_VALUED = ("exclude_modules", "target_modules")
 """PEFT holds these as sets and writes them in whatever order the process's hash seed gives."""
 
+ORDERED = ("alpha_pattern", "rank_pattern")
+"""Where the order of keys means something: the first entry that names a module counts."""
+
 _VERSION = b"adapterd adapter digest 1\n"
 
 
 def canonical_config(config: Mapping[str, Any]) -> bytes:
-    """The config's identity as compact ASCII JSON with sorted keys; stored in this form."""
+    """The config's identity as compact ASCII JSON with sorted keys; stored in this form.
+
+    The entries of patterns keep their order.
+    """
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
     for key in SET_VALUED:
         value = kept.get(key)
@@ -41,8 +47,15 @@ def portable_config(config: Mapping[str, Any], base_name: str) -> bytes:
 
 
 def _compact(value: Mapping[str, Any]) -> bytes:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return text.encode("ascii")
+    parts = [
+        f"{json.dumps(key)}:{_dumps(value[key], sort_keys=key not in ORDERED)}"
+        for key in sorted(value)
+    ]
+    return ("{" + ",".join(parts) + "}").encode("ascii")
+
+
+def _dumps(value: Any, *, sort_keys: bool) -> str:
+    return json.dumps(value, sort_keys=sort_keys, separators=(",", ":"), allow_nan=False)
 
 
 class AdapterDigest:
