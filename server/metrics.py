@@ -18,7 +18,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from adapters_store.store import VersionRecord
+from adapters_store.catalog import VersionRecord
 from server.engine.messages import GenerationRequest, Stats, TokenEvent
 
 OTHER = "other"  # the adapters that came after the label was full
