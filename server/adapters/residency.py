@@ -5,8 +5,7 @@ but its own result.
 """
 
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -73,18 +72,12 @@ class Residency:
         self._reading: dict[str, Future[LoadedIn]] = {}
         self._threads = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="adapter-loader")
         self._counts: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
-        self.wake: Callable[[], None] = lambda: None  # called from a loader thread when one ends
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @property
     def ranks(self) -> list[int]:
         """Of the adapter in each slot; 0 where the slot is free."""
         return self._ranks
-
-    @property
-    def reading(self) -> tuple[str, ...]:
-        """Digests being read from the store now."""
-        return tuple(self._reading)
 
     def request(self, digest: str) -> None:
         """Starts to read `digest` unless it is at hand or under way. Never waits."""
@@ -117,27 +110,29 @@ class Residency:
                 self._seconds["disk"] += loaded.seconds
         return failed
 
-    def try_lease(self, digest: str) -> SlotLease | None:
-        """A lease on the slot that holds `digest`, filling one if needed.
+    def prepare(self, digest: str) -> bool:
+        """Whether nothing but a slot is missing. If more is, makes sure that it is being read.
 
-        None when it has not been read yet, or no slot is free; ask again after a step.
+        It may have been read before and dropped again, from a host cache smaller than the queue.
+        """
+        if self.slots.holds(digest) or self.host.get(digest) is not None:
+            return True
+        if digest not in self._reading:
+            self._read(digest)
+        return False
+
+    def try_lease(self, digest: str) -> SlotLease | None:
+        """A lease on the slot that holds `digest`, filling one from the host cache if needed.
+
+        None when every slot is leased, or `prepare` has not said True yet.
         """
         if not self.slots.holds(digest):
             adapter = self.host.get(digest)
-            if adapter is None:
-                # Dropped from a host cache that is smaller than what waits: read it again.
-                if digest not in self._reading:
-                    self._read(digest)
-                return None
-            slot = self.slots.assign(digest)
-            if slot is None:
+            slot = None if adapter is None else self.slots.assign(digest)
+            if adapter is None or slot is None:
                 return None
             self._fill(slot, adapter)
         return self.slots.lease(digest)
-
-    def ready(self, digest: str) -> bool:
-        """Whether nothing but a free slot is missing."""
-        return self.slots.holds(digest) or self.host.get(digest) is not None
 
     def release(self, lease: SlotLease) -> None:
         self.slots.release(lease)
@@ -172,14 +167,14 @@ class Residency:
         for kind, bound in self._bound.items():
             if kind == adapter.kind:
                 bound.write(slot, adapter)
+            else:
+                bound.clear(slot)
         self._ranks[slot] = adapter.rank
         self._counts["load_host"] += 1
         self._seconds["host"] += time.perf_counter() - started
 
     def _read(self, digest: str) -> None:
-        future = self._threads.submit(self._load, digest)
-        self._reading[digest] = future
-        future.add_done_callback(lambda _: self.wake())
+        self._reading[digest] = self._threads.submit(self._load, digest)
 
     def _load(self, digest: str) -> LoadedIn:
         started = time.perf_counter()
@@ -188,5 +183,3 @@ class Residency:
             content, self._base, max_rank=self._max_rank, dtype=self._dtype
         )
         return LoadedIn(adapter, time.perf_counter() - started)
-
-

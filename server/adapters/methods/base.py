@@ -45,6 +45,10 @@ class BoundMethod(Protocol):
         """Overwrites the slot. The caller guarantees that no lease is held on it."""
         ...
 
+    def clear(self, slot: int) -> None:
+        """Leaves nothing of this kind in the slot: another kind's adapter moves in."""
+        ...
+
     def begin_step(self, segments: SegmentPlan) -> None:
         """From here until `end_step` the base's forward applies these segments."""
         ...

@@ -128,6 +128,10 @@ class BoundLora:
         for name, stack in self._stacks.items():
             stack.write(slot, adapter.layout.get(name))
 
+    def clear(self, slot: int) -> None:
+        for stack in self._stacks.values():
+            stack.write(slot, None)
+
     def begin_step(self, segments: SegmentPlan) -> None:
         self._live = segments.live_slots
         self._prepared = self._backend.prepare(segments) if self._live else None

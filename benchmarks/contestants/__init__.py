@@ -1,0 +1,1 @@
+"""One module per contestant: `measure(job) -> Measurement`, run in a process of its own."""

@@ -1,0 +1,75 @@
+"""This project's engine, in-process, without HTTP: requests submitted at once, stepped to the end.
+
+Loading the base, the adapters and a warm-up are outside the clock.
+"""
+
+import time
+from pathlib import Path
+
+from benchmarks import w1
+from benchmarks.contestants.job import Job, Measurement
+from benchmarks.folder_source import FolderSource
+from server.engine.engine import Engine
+from server.engine.messages import EngineConfig, GenerationRequest, SamplingParams, TokenEvent
+
+MAX_MODEL_LEN = 1024  # tokens
+
+
+def measure(job: Job) -> Measurement:
+    """Warms up with a few tokens of every adapter, then measures one batch."""
+    workload = w1.prepare(Path(job.work), prompt_tokens=job.prompt_tokens)
+    source = FolderSource({folder.name: folder for folder in workload.adapters})
+    engine = Engine(_config(job, workload), source)
+    digests = list(source.digests.values()) if job.traffic == "mixed" else [None] * w1.ADAPTERS
+    try:
+        _generate(engine, [prompt[:8] for prompt in workload.prompts], digests, 3)
+        return _generate(engine, workload.prompts, digests, job.new_tokens)
+    finally:
+        engine.close()
+
+
+def _config(job: Job, workload: w1.Workload) -> EngineConfig:
+    return EngineConfig(
+        model=str(workload.base),
+        blobs="",
+        dtype=job.dtype,
+        device="cpu",
+        max_resident_adapters=w1.ADAPTERS,
+        max_rank=w1.RANK,
+        max_model_len=MAX_MODEL_LEN,
+        kv_cache_bytes=1 << 30,
+        threads=job.threads,
+    )
+
+
+def _generate(
+    engine: Engine,
+    prompts: tuple[tuple[int, ...], ...] | list[tuple[int, ...]],
+    digests: list[str] | list[None],
+    new_tokens: int,
+) -> Measurement:
+    """Steps until every prompt has its tokens."""
+    sampling = SamplingParams(new_tokens, temperature=0.0, ignore_eos=True)
+    tokens: dict[str, list[int]] = {str(number): [] for number in range(len(prompts))}
+    first_tokens, steps_at_prefill = 0, 0
+    steps, prefill_s = 0, 0.0
+    start = time.perf_counter()
+    for number, (prompt, digest) in enumerate(zip(prompts, digests, strict=True)):
+        engine.submit(GenerationRequest(str(number), prompt, sampling, digest))
+    while engine.has_work():
+        events = engine.step()
+        steps += bool(events)
+        for event in events:
+            assert isinstance(event, TokenEvent), event
+            assert event.token_id is not None, event
+            tokens[event.request_id].append(event.token_id)
+            if len(tokens[event.request_id]) == 1:
+                first_tokens += 1
+                if first_tokens == len(prompts):
+                    prefill_s, steps_at_prefill = time.perf_counter() - start, steps
+    return Measurement(
+        tokens=tuple(map(tuple, tokens.values())),
+        prefill_s=prefill_s,
+        total_s=time.perf_counter() - start,
+        decode_steps=steps - steps_at_prefill,
+    )

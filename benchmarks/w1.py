@@ -1,0 +1,101 @@
+"""Workload W1: a random Llama of SmolLM2-135M's shape and sixteen rank-16 adapters for it.
+
+Everything is drawn from seeds and saved once, as ordinary Hugging Face and PEFT folders, so that
+every contestant loads the same files. Weights are spread so that each adapter changes the tokens:
+otherwise a contestant that answers with the wrong adapter would pass as correct.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ADAPTERS = 16
+RANK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The files, and the one prompt of each sequence."""
+
+    base: Path
+    adapters: tuple[Path, ...]  # one for each sequence when mixed
+    prompts: tuple[tuple[int, ...], ...]
+
+
+def config() -> LlamaConfig:
+    """SmolLM2-135M's shape; nothing ends a sequence early."""
+    return LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        max_position_embeddings=2048,
+        rope_theta=100_000.0,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+
+
+def prepare(work: Path, *, prompt_tokens: int = 128) -> Workload:
+    """The workload's files in `work`, made first if they are not there."""
+    base = work / "base"
+    adapters = tuple(work / "adapters" / f"a{number:02}" for number in range(ADAPTERS))
+    for folder in [folder for folder in (base, *adapters) if not _complete(folder)]:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not base.exists():
+        _make_base(base)
+    missing = [number for number, folder in enumerate(adapters) if not folder.exists()]
+    if missing:
+        model = LlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+        for number in missing:
+            _make_adapter(model, adapters[number], seed=number)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(2, config().vocab_size, (ADAPTERS, prompt_tokens), generator=generator)
+    return Workload(base, adapters, tuple(tuple(row) for row in rows.tolist()))
+
+
+def _complete(folder: Path) -> bool:
+    """Weights are moved into place last, so a folder that has them is whole."""
+    return any(
+        (folder / name).exists() for name in ("model.safetensors", "adapter_model.safetensors")
+    )
+
+
+@torch.no_grad()
+def _make_base(folder: Path) -> None:
+    """Normal matrices of gain 1 over 1 / sqrt(fan_in); a last norm of either sign.
+
+    A tied head would otherwise read the last token's own embedding back and repeat it.
+    """
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config())
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            std = 0.1 if "embed" in name else parameter.shape[1] ** -0.5
+            parameter.normal_(std=std)
+    model.model.norm.weight.normal_()
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
+@torch.no_grad()
+def _make_adapter(model: LlamaForCausalLM, folder: Path, *, seed: int) -> None:
+    """A LoRA on every projection, whose delta is a few tenths of the base's output."""
+    torch.manual_seed(seed)
+    options = LoraConfig(
+        r=RANK, lora_alpha=2 * RANK, target_modules=PROJECTIONS, task_type="CAUSAL_LM"
+    )
+    wrapped = get_peft_model(model, options, autocast_adapter_dtype=False)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.normal_(std=parameter.shape[1] ** -0.5 * (0.15 if "lora_B" in name else 1.0))
+    wrapped.save_pretrained(folder)
+    wrapped.unload()

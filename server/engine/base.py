@@ -1,0 +1,264 @@
+"""Loads the frozen base and finds out what it is, by running it once rather than by its name.
+
+What is asked of an architecture: attention through transformers' AttentionInterface, once per
+layer, over keys and values of one token each. Whether it holds is seen in a probe of a few
+tokens, and the paged result is compared with the model's own, before anything is served.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
+
+from adapters_store.content import LinearShape
+from adapters_store.errors import EngineStartFailed
+from server.engine.attention import PAGED_ATTENTION, refuse_unknown, register
+from server.engine.kv_cache import LayerShape
+from server.engine.messages import EngineConfig, LoadProgress
+
+PROBE_ATTENTION = "adapterd_probe"
+PROBE_TOKENS = 5
+SERVED_LAYERS = {"full_attention", "sliding_attention", "dense", "sparse"}
+POSITION_DEPENDENT_ROPE = {"dynamic", "longrope"}
+"""Their frequencies change with the length of the longest sequence in the batch: up to the
+original length they do not, and only so far is a request independent of its batch mates."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBase:
+    """The base, and what the probe saw."""
+
+    model: nn.Module
+    architecture: str
+    dtype: torch.dtype
+    device: torch.device
+    vocab_size: int
+    max_positions: int
+    eos_token_ids: frozenset[int]
+    layers: dict[int, LayerShape]
+    modules: dict[str, nn.Module]  # those that adapters can target
+    shapes: dict[str, LinearShape]  # theirs
+    parameters: int
+
+
+def load_base(
+    folder: Path, config: EngineConfig, progress: Callable[[LoadProgress], None]
+) -> LoadedBase:
+    """Loads `folder` as a causal LM with paged attention.
+
+    Raises EngineStartFailed that names the architecture and the part that cannot be served.
+    """
+    register()
+    AttentionInterface.register(PROBE_ATTENTION, _probe_attention)
+    transformers_logging.disable_progress_bar()
+    hf_config = _config(folder)
+    architecture = (hf_config.architectures or [type(hf_config).__name__])[0]
+    device = _device(config.device)
+    dtype = _dtype(config.dtype, hf_config, device)
+    progress(LoadProgress("weights", 0, 1))
+    model = _model(folder, hf_config, dtype, architecture).to(device).eval().requires_grad_(False)
+    progress(LoadProgress("weights", 1, 1))
+    layers, modules = _probe(model, architecture)
+    model.set_attn_implementation(PAGED_ATTENTION)
+    return LoadedBase(
+        model=model,
+        architecture=architecture,
+        dtype=dtype,
+        device=device,
+        vocab_size=model.get_input_embeddings().num_embeddings,
+        max_positions=_max_positions(hf_config),
+        eos_token_ids=_eos(folder, hf_config),
+        layers=layers,
+        modules=modules,
+        shapes={name: _shape(module) for name, module in modules.items()},
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def _config(folder: Path) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise EngineStartFailed(f"{folder}: config.json cannot be used: {error}") from error
+    name = (config.architectures or [config.model_type])[0]
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise EngineStartFailed(f"{name} is no decoder-only language model; serve one that is")
+    text = config.get_text_config()
+    odd = set(getattr(text, "layer_types", None) or ()) - SERVED_LAYERS
+    if odd:
+        raise EngineStartFailed(
+            f"{name} has layers of type {', '.join(sorted(odd))}; served are full and "
+            "sliding-window attention"
+        )
+    return config
+
+
+def _model(folder: Path, config: Any, dtype: torch.dtype, architecture: str) -> Any:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=PROBE_ATTENTION,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        raise EngineStartFailed(f"{architecture} cannot be loaded: {error}") from error
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EngineStartFailed(f"--device {name} cannot be used: {error}") from error
+    return device
+
+
+def _dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return getattr(torch, name)
+    stored = config.get_text_config().dtype or torch.float32
+    if device.type == "cpu" and stored != torch.float32:
+        # Half precision without the instructions for it is slower than float32, and float16
+        # has none on CPUs.
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if fast and stored == torch.bfloat16 else torch.float32
+    return stored
+
+
+def _max_positions(config: Any) -> int:
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    longest = text.max_position_embeddings
+    if rope.get("rope_type") in POSITION_DEPENDENT_ROPE:
+        return min(longest, rope.get("original_max_position_embeddings") or longest)
+    return longest
+
+
+def _eos(folder: Path, config: Any) -> frozenset[int]:
+    try:
+        eos = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+    except OSError:
+        eos = config.get_text_config().eos_token_id
+    if eos is None:
+        return frozenset()
+    return frozenset(eos if isinstance(eos, list) else [eos])
+
+
+def _shape(module: nn.Module) -> LinearShape:
+    if isinstance(module, Conv1D):
+        return LinearShape(module.nx, module.nf)
+    assert isinstance(module, nn.Linear)
+    return LinearShape(module.in_features, module.out_features)
+
+
+def _probe_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    *,
+    seen: dict[int, LayerShape],
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Notes the shapes of one layer's keys and values; its output is of no use."""
+    refuse_unknown(others)
+    layer = getattr(module, "layer_idx", None)
+    if layer is None or layer in seen:
+        raise EngineStartFailed(
+            f"{type(module).__name__} shares its cache between layers, which is not served here"
+        )
+    seen[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+    return query.new_zeros(*query.shape[:1], query.shape[2], query.shape[1], value.shape[3]), None
+
+
+def _probe(model: Any, architecture: str) -> tuple[dict[int, LayerShape], dict[str, nn.Module]]:
+    """Runs a few tokens: what each layer caches, and which linear modules see every row.
+
+    Modules that see other rows (routed experts, the head) cannot be targeted.
+    """
+    rows_seen: dict[str, set[int]] = {}
+    hooks = []
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            rows = args[0].numel() // args[0].shape[-1]
+            rows_seen.setdefault(name, set()).add(rows)
+
+        return hook
+
+    head = model.get_output_embeddings()
+    candidates: dict[str, nn.Module] = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    for name, module in candidates.items():
+        hooks.append(module.register_forward_pre_hook(note(name)))
+    layers: dict[int, LayerShape] = {}
+    ids = torch.arange(1, PROBE_TOKENS + 1, device=model.device).unsqueeze(0)
+    try:
+        with torch.inference_mode():
+            model(input_ids=ids, position_ids=ids - 1, use_cache=False, seen=layers)
+    except (TypeError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise EngineStartFailed(
+            f"{architecture} cannot run with the paged attention: {error}"
+        ) from error
+    finally:
+        for handle in hooks:
+            handle.remove()
+    wanted = model.config.get_text_config().num_hidden_layers
+    if len(layers) != wanted:
+        raise EngineStartFailed(
+            f"{architecture} routes {len(layers)} of its {wanted} layers through transformers' "
+            "AttentionInterface; all of them must be, for their keys and values to be paged"
+        )
+    modules = {
+        name: module for name, module in candidates.items() if rows_seen.get(name) == {PROBE_TOKENS}
+    }
+    return layers, modules
+
+
+def self_check(base: LoadedBase, paged_logits: Callable[[list[list[int]]], list[Tensor]]) -> None:
+    """Compares paged logits of a mixed batch with the model's own, each prompt alone.
+
+    `paged_logits` gives [vocab] of the last token of each prompt, run as one flat batch.
+    Raises EngineStartFailed if they part by more than rounding.
+    """
+    step = max(1, base.vocab_size // 17)
+    prompts = [[(3 + i * step) % base.vocab_size for i in range(count)] for count in (9, 4, 1, 6)]
+    paged = paged_logits(prompts)
+    base.model.set_attn_implementation("eager")  # type: ignore[operator]
+    try:
+        with torch.inference_mode():
+            own = [
+                base.model(torch.tensor([p], device=base.device), use_cache=False).logits[0, -1]
+                for p in prompts
+            ]
+    finally:
+        base.model.set_attn_implementation(PAGED_ATTENTION)  # type: ignore[operator]
+    tolerance = 1e-3 if base.dtype == torch.float32 else 0.1
+    for ours, theirs in zip(paged, own, strict=True):
+        spread = float(theirs.float().std()) or 1.0
+        apart = float((ours.float() - theirs.float()).abs().max()) / spread
+        if not apart <= tolerance:
+            raise EngineStartFailed(
+                f"{base.architecture}: paged attention gives other logits than the model alone "
+                f"({apart:.2g} of their spread apart); this architecture cannot be served"
+            )

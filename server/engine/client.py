@@ -1,0 +1,254 @@
+"""The API process's side of the engine: starts its process, talks to it, starts it again.
+
+Asyncio only; nothing here blocks the loop, and nothing here imports torch.
+"""
+
+import asyncio
+import logging
+import socket
+import sys
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from adapters_store.errors import (
+    AdapterdError,
+    EngineStartFailed,
+    EngineUnavailable,
+    error_from_code,
+)
+from server.engine.messages import (
+    Abort,
+    EngineConfig,
+    EngineInfo,
+    Failed,
+    FromEngine,
+    GenerationRequest,
+    LoadProgress,
+    Ready,
+    Shutdown,
+    Start,
+    Stats,
+    Submit,
+    ToEngine,
+    TokenEvent,
+    Tokens,
+)
+from server.engine.wire import FROM_ENGINE, HEADER, TO_ENGINE, frame
+
+EngineState = Literal["starting", "ready", "restarting", "failed", "stopped"]
+
+STOP_GRACE_S = 5.0
+MAX_BACKOFF_S = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request that has not ended: where its events go, and how many sequences still run."""
+
+    remaining: int
+    events: asyncio.Queue[tuple[TokenEvent, ...] | AdapterdError] = field(
+        default_factory=asyncio.Queue
+    )
+
+
+class EngineClient:
+    """Owns one engine process.
+
+    Must stay true: every open request ends, by its last event or by an error, also when the
+    engine dies; at most one engine process runs.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        on_progress: Callable[[LoadProgress], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._on_progress = on_progress or (lambda _: None)
+        self._state: EngineState = "starting"
+        self._info: EngineInfo | None = None
+        self._stats = Stats()
+        self._open: dict[str, _Open] = {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self.restarts = 0
+
+    @property
+    def state(self) -> EngineState:
+        return self._state
+
+    @property
+    def info(self) -> EngineInfo:
+        """Of the last engine that was ready. Raises EngineUnavailable before the first."""
+        if self._info is None:
+            raise EngineUnavailable("the engine has not started yet; try again in a moment")
+        return self._info
+
+    @property
+    def stats(self) -> Stats:
+        """The latest that the engine sent; all zero while there is none."""
+        return self._stats
+
+    @property
+    def pid(self) -> int | None:
+        """Of the engine process that runs now."""
+        running = self._process is not None and self._process.returncode is None
+        return self._process.pid if running and self._process is not None else None
+
+    async def start(self) -> EngineInfo:
+        """Starts the engine and waits until it can serve. Raises EngineStartFailed."""
+        reader = await self._spawn()
+        try:
+            info = await self._until_ready(reader)
+        except EngineStartFailed:
+            self._state = "failed"
+            await self._reap()
+            raise
+        self._keeper = asyncio.create_task(self._keep(reader), name="engine-keeper")
+        return info
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[tuple[TokenEvent, ...]]:
+        """The request's events, step by step, until all of its sequences have ended.
+
+        Closing the generator aborts the request. Raises EngineUnavailable when the engine is not
+        there or dies, AdapterNotFound, AdapterLoadFailed, EngineFailed, InvalidRequest.
+        """
+        if self._state != "ready":
+            raise EngineUnavailable(f"the engine is {self._state}; try again in a few seconds")
+        entry = _Open(remaining=request.n)
+        self._open[request.id] = entry
+        try:
+            self._post(Submit(request))
+            while entry.remaining:
+                events = await entry.events.get()
+                if isinstance(events, AdapterdError):
+                    entry.remaining = 0
+                    raise events
+                entry.remaining -= sum(event.finish_reason is not None for event in events)
+                yield events
+        finally:
+            del self._open[request.id]
+            if entry.remaining and self._state == "ready":
+                self._post(Abort(request.id))
+
+    async def stop(self) -> None:
+        """Ends the engine; requests that are still open end with EngineUnavailable."""
+        self._state = "stopped"
+        if self._writer is not None:
+            self._post(Shutdown())
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self._reap()
+        self._end_all("the server is stopping")
+
+    async def _spawn(self) -> asyncio.StreamReader:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "server.engine.process",
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._post(Start(self._config))
+        return reader
+
+    async def _until_ready(self, reader: asyncio.StreamReader) -> EngineInfo:
+        while True:
+            message = await _receive(reader)
+            if isinstance(message, LoadProgress):
+                self._on_progress(message)
+            elif isinstance(message, Ready):
+                self._info = message.info
+                self._state = "ready"
+                return message.info
+            elif isinstance(message, Failed):
+                raise EngineStartFailed(message.message, param=message.param)
+            elif message is None:
+                raise EngineStartFailed(
+                    "the engine's process ended while it loaded the base; its last lines above "
+                    "say why (out of memory, if there are none)"
+                )
+
+    async def _keep(self, reader: asyncio.StreamReader) -> None:
+        """Hands messages on; when the engine dies, ends its requests and starts another."""
+        while True:
+            while (message := await _receive(reader)) is not None:
+                self._dispatch(message)
+            self._state = "restarting"
+            self._stats = Stats()
+            await self._reap()
+            logger.error("the engine died with %d requests open; starting it", len(self._open))
+            self._end_all("the engine died while it ran this request; it is being started again")
+            reader = await self._respawn()
+            self.restarts += 1
+
+    async def _respawn(self) -> asyncio.StreamReader:
+        backoff_s = 0.5
+        while True:
+            reader = await self._spawn()
+            try:
+                await self._until_ready(reader)
+            except EngineStartFailed as error:
+                logger.error("the engine did not start: %s", error.message)
+                await self._reap()
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+            else:
+                return reader
+
+    def _dispatch(self, message: FromEngine) -> None:
+        if isinstance(message, Tokens):
+            by_request: defaultdict[str, list[TokenEvent]] = defaultdict(list)
+            for event in message.events:
+                by_request[event.request_id].append(event)
+            for request_id, events in by_request.items():
+                if request_id in self._open:
+                    self._open[request_id].events.put_nowait(tuple(events))
+        elif isinstance(message, Failed) and message.request_id in self._open:
+            error = error_from_code(message.code, message.message, message.param)
+            self._open[message.request_id].events.put_nowait(error)
+        elif isinstance(message, Stats):
+            self._stats = message
+
+    def _end_all(self, why: str) -> None:
+        for entry in self._open.values():
+            entry.events.put_nowait(EngineUnavailable(why))
+
+    def _post(self, message: ToEngine) -> None:
+        """Queues a message; a closed connection is noticed by the reader."""
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(frame(TO_ENGINE, message))
+
+    async def _reap(self) -> None:
+        """Waits for the process to be gone, killing it if it takes too long."""
+        if self._process is None:
+            return
+        if self._process.returncode is None:
+            try:
+                await asyncio.wait_for(self._process.wait(), STOP_GRACE_S)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+async def _receive(reader: asyncio.StreamReader) -> FromEngine | None:
+    """The next message, or None when the engine is gone."""
+    try:
+        header = await reader.readexactly(HEADER.size)
+        return FROM_ENGINE.validate_json(await reader.readexactly(HEADER.unpack(header)[0]))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None

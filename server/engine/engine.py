@@ -1,0 +1,367 @@
+"""The engine: requests in, token events out, one step at a time. One thread calls it.
+
+Here: Engine, and what is decided once at its start. Not here: HTTP, text, the catalog, processes.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adapters_store.content import AdapterSource, BaseModel
+from adapters_store.errors import (
+    ContextLengthExceeded,
+    EngineFailed,
+    EngineStartFailed,
+    InvalidRequest,
+)
+from server.adapters.methods import METHODS
+from server.adapters.methods.base import BoundMethod, SlotLimits
+from server.adapters.residency import Residency
+from server.engine.base import LoadedBase, load_base, self_check
+from server.engine.base_files import digest_files, resolve_model
+from server.engine.kv_cache import BlockPool, KVCache
+from server.engine.messages import (
+    EngineConfig,
+    EngineInfo,
+    Failed,
+    GenerationRequest,
+    LoadProgress,
+    SamplingParams,
+    SlotLevel,
+    Stats,
+    TokenEvent,
+)
+from server.engine.plan import Chunk, StepPlan, build_plan
+from server.engine.runner import Runner
+from server.engine.sampler import sample
+from server.engine.scheduler import Scheduler, SchedulerLimits
+from server.engine.sequence import Phase, Sequence
+from server.kernels.backend import default_backend
+
+MAX_FAILED_STEPS = 3
+"""So many steps in a row may raise before the engine gives itself up, to be started afresh."""
+
+LOAD_WAIT_S = 0.05
+KV_SHARE_OF_FREE_MEMORY = 0.4
+
+
+class Engine:
+    """One base in memory, its scheduler and its slots.
+
+    Must stay true: every submitted request ends in events whose last for each of its sequences
+    has a finish_reason, or in one Failed.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        source: AdapterSource,
+        *,
+        on_progress: Callable[[LoadProgress], None] | None = None,
+    ) -> None:
+        """Loads the base. Raises EngineStartFailed."""
+        started = time.perf_counter()
+        progress = on_progress or (lambda _: None)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        folder = resolve_model(config.model)
+        digest = digest_files(folder, lambda n, of: progress(LoadProgress("digest", n, of)))
+        base = load_base(folder, config, progress)
+        blocks = _kv_blocks(config, base)
+        max_model_len = _max_model_len(config, base, blocks)
+        cache = KVCache(
+            base.layers,
+            blocks=blocks + 1,
+            block_size=config.block_size,
+            dtype=base.dtype,
+            device=base.device,
+        )
+        spec = BaseModel(Path(config.model).name, digest, base.architecture, base.shapes)
+        bound = _bind_methods(config, base, spec)
+        self._base = base
+        self._block_size = config.block_size
+        self._pool = BlockPool(blocks + 1, cache.wipe)
+        self._residency = Residency(
+            source,
+            spec,
+            bound,
+            slots=config.max_resident_adapters,
+            max_rank=config.max_rank,
+            dtype=base.dtype,
+            host_cache_bytes=config.host_cache_bytes,
+        )
+        limits = SchedulerLimits(config.max_batch_tokens, config.max_sequences, config.block_size)
+        self._scheduler = Scheduler(
+            limits, self._pool, self._residency, base.eos_token_ids, base.device
+        )
+        self._runner = Runner(base, cache, tuple(bound.values()))
+        self._requests: dict[str, list[Sequence]] = {}  # those of its sequences that are not over
+        self._failed_steps = 0
+        self._steps = self._step_tokens = self._step_segments = 0
+        self._step_s = 0.0
+        self_check(base, self._paged_logits)
+        self.info = EngineInfo(
+            architecture=base.architecture,
+            digest=digest,
+            dtype=str(base.dtype).removeprefix("torch."),
+            device=str(base.device),
+            vocab_size=base.vocab_size,
+            max_model_len=max_model_len,
+            eos_token_ids=tuple(sorted(base.eos_token_ids)),
+            kv_blocks=blocks,
+            block_size=config.block_size,
+            parameters=base.parameters,
+            modules=base.shapes,
+            load_s=time.perf_counter() - started,
+        )
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queues a request. Raises InvalidRequest or ContextLengthExceeded, and keeps nothing."""
+        self._refuse_unfit(request)
+        now = time.perf_counter()
+        seed = request.sampling.seed
+        seeds = seed if seed is not None else secrets.randbits(48)
+        sequences = [
+            Sequence(
+                request_id=request.id,
+                index=index,
+                prompt_length=len(request.prompt),
+                tokens=list(request.prompt),
+                sampling=request.sampling,
+                adapter=request.adapter,
+                seed=seeds + index,
+                arrived_s=now,
+            )
+            for index in range(request.n)
+        ]
+        self._requests[request.id] = sequences
+        for sequence in sequences:
+            self._scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request now, without a further event. Unknown ids are over already: no error."""
+        for sequence in self._requests.pop(request_id, ()):
+            if sequence.phase is not Phase.OVER:
+                self._scheduler.end(sequence)
+
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    def step(self) -> list[TokenEvent | Failed]:
+        """One forward pass, or a short wait for an adapter that is being read.
+
+        Raises EngineFailed after MAX_FAILED_STEPS failed steps in a row: start a new engine.
+        """
+        events = self._lost_to_loads()
+        plan = self._scheduler.schedule()
+        if plan is None:
+            if self.has_work():
+                self._residency.wait(LOAD_WAIT_S)
+            return events
+        started = time.perf_counter()
+        try:
+            logits = self._runner.run(plan)
+            sampled = sample(logits, [c.sequence for c in plan.sampled], self._stops(plan))
+        except Exception as error:  # whatever torch raises ends this step's requests, no others
+            return events + self._fail_step(plan, error)
+        self._failed_steps = 0
+        events += self._scheduler.apply(plan, sampled)
+        self._count(plan, time.perf_counter() - started)
+        self._forget_ended(events)
+        return events
+
+    def stats(self) -> Stats:
+        """Gauges and totals as of now."""
+        counts = self._residency.counts()
+        resident = self._residency.slots.resident
+        levels: dict[str, SlotLevel] = dict.fromkeys(self._residency.host.digests, "host")
+        levels |= dict.fromkeys(resident, "slot")
+        waiting = self._scheduler.waiting
+        return Stats(
+            running=len(self._scheduler.running),
+            waiting=len(waiting),
+            kv_blocks_used=self._pool.used,
+            kv_blocks_total=self._pool.total,
+            preemptions=self._scheduler.preemptions,
+            steps=self._steps,
+            step_tokens=self._step_tokens,
+            step_segments=self._step_segments,
+            step_s=self._step_s,
+            slot_hits=counts.slot_hits,
+            slot_misses=counts.slot_misses,
+            slot_evictions=counts.slot_evictions,
+            slot_leases=self._residency.slots.leases,
+            host_hits=counts.host_hits,
+            host_misses=counts.host_misses,
+            host_evictions=counts.host_evictions,
+            host_bytes=self._residency.host.bytes,
+            load_s=counts.load_s,
+            loads=counts.loads,
+            residency=levels,
+            running_adapters=resident,
+            waiting_adapters=tuple({s.adapter for s in waiting if s.adapter is not None}),
+        )
+
+    def check(self) -> None:
+        """Recounts every structure. Raises AssertionError on drift."""
+        self._scheduler.check()
+        alive = {s.key for s in (*self._scheduler.running, *self._scheduler.waiting)}
+        known = {s.key for sequences in self._requests.values() for s in sequences}
+        assert alive == known, "a request is lost, or a sequence has no request"
+
+    def close(self) -> None:
+        """Stops the loader threads. The engine is of no use afterwards."""
+        self._residency.close()
+
+    def _refuse_unfit(self, request: GenerationRequest) -> None:
+        if request.id in self._requests:
+            raise InvalidRequest(f"a request with the id {request.id!r} is running", param="id")
+        if not request.prompt:
+            raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")
+        worst = max(request.prompt)
+        if worst >= self.info.vocab_size or min(request.prompt) < 0:
+            raise InvalidRequest(
+                f"the prompt holds a token id outside 0 to {self.info.vocab_size - 1}",
+                param="prompt",
+            )
+        length, room = len(request.prompt), self.info.max_model_len
+        if length + request.sampling.max_tokens > room:
+            raise ContextLengthExceeded(
+                f"the context is {room} tokens; the prompt's {length} and max_tokens "
+                f"{request.sampling.max_tokens} are {length + request.sampling.max_tokens}",
+                param="prompt" if length >= room else "max_tokens",
+            )
+
+    def _stops(self, plan: StepPlan) -> list[frozenset[int]]:
+        """Per sampled row, the ids that would end its sequence."""
+        eos = self._base.eos_token_ids
+        stops = []
+        for chunk in plan.sampled:
+            sampling = chunk.sequence.sampling
+            ids = frozenset(sampling.stop_token_ids)
+            stops.append(ids if sampling.ignore_eos else ids | eos)
+        return stops
+
+    def _lost_to_loads(self) -> list[TokenEvent | Failed]:
+        events: dict[str, Failed] = {}
+        for sequence, error in self._scheduler.fail_loads(self._residency.collect()):
+            events[sequence.request_id] = Failed(sequence.request_id, error.code, error.message)
+            self.abort(sequence.request_id)
+        return list(events.values())
+
+    def _fail_step(self, plan: StepPlan, error: Exception) -> list[TokenEvent | Failed]:
+        self._failed_steps += 1
+        if self._failed_steps >= MAX_FAILED_STEPS:
+            raise EngineFailed(f"{MAX_FAILED_STEPS} steps in a row failed: {error}") from error
+        message = f"the step this request was in failed: {type(error).__name__}: {error}"
+        events: list[TokenEvent | Failed] = []
+        for request_id in dict.fromkeys(chunk.sequence.request_id for chunk in plan.chunks):
+            self.abort(request_id)
+            events.append(Failed(request_id, EngineFailed.code, message))
+        return events
+
+    def _forget_ended(self, events: list[TokenEvent | Failed]) -> None:
+        """Drops ended sequences from their requests; a failed one takes its siblings along."""
+        for event in events:
+            if event.request_id is None or event.request_id not in self._requests:
+                continue
+            if isinstance(event, Failed):
+                self.abort(event.request_id)
+            elif event.finish_reason is not None:
+                sequences = self._requests[event.request_id]
+                sequences[:] = [s for s in sequences if s.index != event.index]
+                if not sequences:
+                    del self._requests[event.request_id]
+
+    def _count(self, plan: StepPlan, seconds: float) -> None:
+        self._steps += 1
+        self._step_tokens += plan.tokens
+        self._step_segments += len(plan.segments.items)
+        self._step_s += seconds
+
+    def _paged_logits(self, prompts: list[list[int]]) -> list[Tensor]:
+        """The last token's logits [vocab] of each prompt, all run as one flat batch."""
+        size = self._block_size
+        chunks = []
+        for index, prompt in enumerate(prompts):
+            sequence = Sequence("self-check", index, len(prompt), prompt, _GREEDY, None, 0, 0.0)
+            sequence.block_table = self._pool.take(sequence.blocks_for(len(prompt), size))
+            chunks.append(Chunk(sequence, 0, len(prompt)))
+        try:
+            plan = build_plan(chunks, self._residency.ranks, size, self._base.device)
+            logits = self._runner.run(plan)
+        finally:
+            for chunk in chunks:
+                self._pool.give_back(chunk.sequence.block_table)
+        row_of = {chunk.sequence.index: row for row, chunk in enumerate(plan.sampled)}
+        return [logits[row_of[index]] for index in range(len(prompts))]
+
+
+_GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
+
+
+def _bind_methods(
+    config: EngineConfig, base: LoadedBase, spec: BaseModel
+) -> dict[str, BoundMethod]:
+    """Every kind, bound to this base, by its name."""
+    backend = default_backend(base.device)
+    limits = SlotLimits(config.max_resident_adapters, config.max_rank)
+    return {
+        method.kind: method.bind(
+            base.modules,
+            spec,
+            limits=limits,
+            dtype=base.dtype,
+            device=base.device,
+            backend=backend,
+        )
+        for method in METHODS.values()
+    }
+
+
+def _kv_blocks(config: EngineConfig, base: LoadedBase) -> int:
+    """Blocks that the KV cache gets: as told, or a share of free memory, but never more than
+    all sequences at full length could use. Raises EngineStartFailed if it is too little."""
+    block_bytes = KVCache.bytes_per_block(base.layers, config.block_size, base.dtype)
+    longest = config.max_model_len or base.max_positions
+    useful = config.max_sequences * -(-longest // config.block_size)
+    budget = config.kv_cache_bytes
+    if budget is None:
+        budget = int(_free_memory(base.device) * KV_SHARE_OF_FREE_MEMORY)
+    blocks = min(budget // block_bytes, useful)
+    if blocks < 1:
+        raise EngineStartFailed(
+            f"the KV cache gets {budget} bytes, but one block of {config.block_size} tokens takes "
+            f"{block_bytes}; raise --kv-cache-bytes"
+        )
+    return blocks
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _max_model_len(config: EngineConfig, base: LoadedBase, blocks: int) -> int:
+    """Tokens that one sequence may have. Raises EngineStartFailed if what was asked cannot be."""
+    held = blocks * config.block_size
+    asked = config.max_model_len
+    if asked is None:
+        return min(base.max_positions, held)
+    if asked > base.max_positions:
+        raise EngineStartFailed(
+            f"--max-model-len {asked} is over the {base.max_positions} positions that "
+            f"{base.architecture} was made for; lower it"
+        )
+    if asked > held:
+        raise EngineStartFailed(
+            f"--max-model-len {asked} is over the {held} tokens that the KV cache holds; lower it, "
+            "or raise --kv-cache-bytes"
+        )
+    return asked

@@ -1,0 +1,113 @@
+"""The paged KV cache: which blocks are whose, and the tensors they stand for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NULL_BLOCK = 0
+"""Never handed out and always zero: what padding in a block table points to.
+
+Padding is masked, but a masked NaN still spreads through a sum; zeros cannot.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one attention layer keeps per token."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+
+class BlockPool:
+    """Hands out block numbers. Every block is free, and wiped, or owned by exactly one sequence.
+
+    `wipe` zeroes blocks as they come back: the unused end of a block is masked for its next
+    owner, and a masked NaN would spread all the same.
+    """
+
+    def __init__(self, blocks: int, wipe: Callable[[list[int]], None]) -> None:
+        if blocks < 2:
+            raise ValueError("a block pool needs the null block and at least one more")
+        self._wipe = wipe
+        self.total = blocks - 1  # without the null block
+        self._free = list(range(blocks - 1, NULL_BLOCK, -1))
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    @property
+    def used(self) -> int:
+        return self.total - len(self._free)
+
+    def take(self, count: int) -> list[int]:
+        """`count` blocks. Raises ValueError if fewer are free: the caller looks first."""
+        if count > len(self._free):
+            raise ValueError(f"{count} blocks wanted, {len(self._free)} free")
+        return [self._free.pop() for _ in range(count)]
+
+    def give_back(self, blocks: list[int]) -> None:
+        if blocks:
+            self._wipe(blocks)
+        self._free.extend(blocks)
+
+    def check(self, owned: list[int]) -> None:
+        """Recounts: `owned` are all blocks in block tables. Raises AssertionError on drift."""
+        everything = sorted(self._free + owned)
+        assert everything == list(range(1, self.total + 1)), "a block is lost or has two owners"
+
+
+class KVCache:
+    """Keys and values of every layer in blocks; written and read by the attention function."""
+
+    def __init__(
+        self,
+        layers: dict[int, LayerShape],
+        *,
+        blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.block_size = block_size
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+        for index, shape in layers.items():
+            place = (blocks, block_size, shape.kv_heads)
+            self._keys[index] = torch.zeros(*place, shape.key_dim, dtype=dtype, device=device)
+            self._values[index] = torch.zeros(*place, shape.value_dim, dtype=dtype, device=device)
+
+    @staticmethod
+    def bytes_per_block(layers: dict[int, LayerShape], block_size: int, dtype: torch.dtype) -> int:
+        """What one block takes over all layers."""
+        per_token = sum(s.kv_heads * (s.key_dim + s.value_dim) for s in layers.values())
+        return per_token * block_size * dtype.itemsize
+
+    def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Puts keys [tokens, kv_heads, key_dim] and values at `places` [tokens] int64.
+
+        A place is block · block_size + offset.
+        """
+        self._keys[layer].flatten(0, 1).index_copy_(0, places, keys)
+        self._values[layer].flatten(0, 1).index_copy_(0, places, values)
+
+    def read(self, layer: int, tables: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [sequences, blocks · block_size, kv_heads, dim] of block tables.
+
+        tables [sequences, blocks] int64, padded with NULL_BLOCK. Copies.
+        """
+        flat = tables.flatten()
+        keys = self._keys[layer].index_select(0, flat)
+        values = self._values[layer].index_select(0, flat)
+        shape = (tables.shape[0], tables.shape[1] * self.block_size)
+        return keys.view(*shape, *keys.shape[2:]), values.view(*shape, *values.shape[2:])
+
+    def wipe(self, blocks: list[int]) -> None:
+        """Zeroes blocks."""
+        index = torch.tensor(blocks)
+        for tensor in (*self._keys.values(), *self._values.values()):
+            tensor[index] = 0

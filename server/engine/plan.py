@@ -1,0 +1,91 @@
+"""One step, decided: what the scheduler tells the runner. Immutable, built once, then dropped."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from server.engine.sequence import Sequence
+from server.kernels.segments import NO_ADAPTER, SegmentPlan, plan_segments
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`count` tokens of one sequence, from its position `start`. A decode is a chunk of one."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether this chunk reaches the sequence's last token, so that a next one is due."""
+        return self.start + self.count == len(self.sequence.tokens)
+
+    @property
+    def slot(self) -> int:
+        return NO_ADAPTER if self.sequence.lease is None else self.sequence.lease.slot
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """A flat batch: decodes first, then longer chunks, each group in slot order."""
+
+    chunks: tuple[Chunk, ...]  # in row order
+    token_ids: Tensor  # [tokens] int64
+    positions: Tensor  # [tokens] int64
+    query_starts: Tensor  # [chunks + 1] int32
+    context_lengths: Tensor  # [chunks] int32, tokens up to and with the chunk's last
+    block_tables: Tensor  # [chunks, blocks] int64, padded with NULL_BLOCK
+    write_places: Tensor  # [tokens] int64, block · block_size + offset
+    sample_rows: Tensor  # [samples] int64, rows whose logits are wanted
+    decodes: int  # leading chunks of one token
+    segments: SegmentPlan
+
+    @property
+    def tokens(self) -> int:
+        return self.token_ids.shape[0]
+
+    @property
+    def sampled(self) -> tuple[Chunk, ...]:
+        """The chunks of `sample_rows`, in that order."""
+        return tuple(chunk for chunk in self.chunks if chunk.samples)
+
+
+def build_plan(
+    chunks: list[Chunk], ranks: list[int], block_size: int, device: torch.device
+) -> StepPlan:
+    """Lays chunks out as one flat batch. `ranks[slot]` is the rank of the adapter in it."""
+    ordered = sorted(chunks, key=lambda chunk: (chunk.count > 1, chunk.slot))
+    token_ids: list[int] = []
+    positions: list[int] = []
+    places: list[int] = []
+    starts, contexts, sample_rows = [0], [], []
+    width = max(-(-(chunk.start + chunk.count) // block_size) for chunk in ordered)
+    tables = torch.zeros(len(ordered), width, dtype=torch.int64)
+    for row, chunk in enumerate(ordered):
+        end = chunk.start + chunk.count
+        table = chunk.sequence.block_table
+        token_ids += chunk.sequence.tokens[chunk.start : end]
+        positions += range(chunk.start, end)
+        places += (
+            table[at // block_size] * block_size + at % block_size for at in range(chunk.start, end)
+        )
+        starts.append(len(token_ids))
+        contexts.append(end)
+        if chunk.samples:
+            sample_rows.append(len(token_ids) - 1)
+        used = -(-end // block_size)
+        tables[row, :used] = torch.tensor(table[:used])
+    return StepPlan(
+        chunks=tuple(ordered),
+        token_ids=torch.tensor(token_ids, device=device),
+        positions=torch.tensor(positions, device=device),
+        query_starts=torch.tensor(starts, dtype=torch.int32, device=device),
+        context_lengths=torch.tensor(contexts, dtype=torch.int32, device=device),
+        block_tables=tables.to(device),
+        write_places=torch.tensor(places, device=device),
+        sample_rows=torch.tensor(sample_rows, dtype=torch.int64, device=device),
+        decodes=sum(1 for chunk in ordered if chunk.count == 1),
+        segments=plan_segments([(c.count, c.slot) for c in ordered], ranks, device),
+    )

@@ -1,0 +1,150 @@
+"""The engine's own process: `python -m server.engine.process FD`, FD one end of a socket pair.
+
+Three threads: a reader that queues what arrives, the step loop, a writer that serialises what
+leaves. When the other end closes, for whatever reason, the process ends at once: it never
+outlives the API process.
+"""
+
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from adapters_store.blobs import FolderBlobs
+from adapters_store.errors import AdapterdError, EngineStartFailed
+from server.engine.engine import Engine
+from server.engine.messages import (
+    Abort,
+    Failed,
+    FromEngine,
+    Ready,
+    Shutdown,
+    Start,
+    Stats,
+    Submit,
+    ToEngine,
+    TokenEvent,
+    Tokens,
+)
+from server.engine.wire import FROM_ENGINE, HEADER, TO_ENGINE, frame
+
+STATS_INTERVAL_S = 0.2
+
+logger = logging.getLogger(__name__)
+
+
+class Channel:
+    """The socket's two directions, each with a thread of its own."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._outbox: queue.SimpleQueue[FromEngine | None] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
+        self._writer.start()
+        threading.Thread(target=self._read, name="engine-reader", daemon=True).start()
+
+    def send(self, message: FromEngine) -> None:
+        self._outbox.put(message)
+
+    def close(self) -> None:
+        """Sends what is queued, then no more."""
+        self._outbox.put(None)
+        self._writer.join(timeout=5)
+
+    def _read(self) -> None:
+        stream = self._sock.makefile("rb")
+        while header := stream.read(HEADER.size):
+            body = stream.read(HEADER.unpack(header)[0])
+            self.inbox.put(TO_ENGINE.validate_json(body))
+        # The API process is gone, and nobody is left to answer to.
+        os._exit(0)
+
+    def _write(self) -> None:
+        while (message := self._outbox.get()) is not None:
+            try:
+                self._sock.sendall(frame(FROM_ENGINE, message))
+            except OSError:
+                os._exit(0)
+
+
+def main(descriptor: int) -> int:
+    """Serves one engine over the socket until told to stop. Returns the exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A signal to the whole group must not end running requests: the API process drains first.
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(format="%(asctime)s %(levelname)s engine: %(message)s")
+    channel = Channel(socket.socket(fileno=descriptor))
+    start = channel.inbox.get()
+    if not isinstance(start, Start):
+        raise TypeError(f"the first message must be Start, not {type(start).__name__}")
+    try:
+        engine = Engine(
+            start.config, FolderBlobs(Path(start.config.blobs)), on_progress=channel.send
+        )
+    except AdapterdError as error:
+        channel.send(Failed(None, error.code, error.message, error.param))
+        channel.close()
+        return 1
+    except MemoryError as error:
+        message = f"not enough memory to load the base: {error}"
+        channel.send(Failed(None, EngineStartFailed.code, message))
+        channel.close()
+        return 1
+    channel.send(Ready(engine.info))
+    _serve(engine, channel)
+    engine.close()
+    channel.close()
+    return 0
+
+
+def _serve(engine: Engine, channel: Channel) -> None:
+    """The step loop. Between steps it takes in all that has arrived."""
+    sent = Stats()
+    due_s = 0.0
+    while True:
+        for message in _arrived(channel, wait=not engine.has_work()):
+            if isinstance(message, Shutdown):
+                return
+            _take(engine, channel, message)
+        events = engine.step() if engine.has_work() else []
+        tokens = tuple(event for event in events if isinstance(event, TokenEvent))
+        if tokens:
+            channel.send(Tokens(tokens))
+        for event in events:
+            if isinstance(event, Failed):
+                channel.send(event)
+        now = time.monotonic()
+        if now >= due_s or not engine.has_work():
+            due_s = now + STATS_INTERVAL_S
+            stats = engine.stats()
+            if stats != sent:
+                channel.send(stats)
+                sent = stats
+
+
+def _arrived(channel: Channel, *, wait: bool) -> list[ToEngine]:
+    messages: list[ToEngine] = [channel.inbox.get()] if wait else []
+    while not channel.inbox.empty():
+        messages.append(channel.inbox.get())
+    return messages
+
+
+def _take(engine: Engine, channel: Channel, message: ToEngine) -> None:
+    if isinstance(message, Submit):
+        try:
+            engine.submit(message.request)
+        except AdapterdError as error:
+            failed = Failed(message.request.id, error.code, error.message, error.param)
+            channel.send(failed)
+    elif isinstance(message, Abort):
+        engine.abort(message.request_id)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))

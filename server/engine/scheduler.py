@@ -1,0 +1,270 @@
+"""Chooses which tokens run next and applies what came back.
+
+Here: Scheduler. Not here: HTTP, text, the catalog, tensor maths.
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+
+from adapters_store.errors import AdapterdError, EngineFailed
+from server.adapters.residency import Residency
+from server.engine.kv_cache import BlockPool
+from server.engine.messages import Failed, FinishReason, Timing, TokenEvent
+from server.engine.plan import Chunk, StepPlan, build_plan
+from server.engine.sampler import Sampled, SampledToken
+from server.engine.sequence import Phase, Sequence
+
+MAX_OVERTAKES = 64
+"""So often may later arrivals take slots past one that waits for a slot; then they wait too."""
+
+_NOT_FINITE = (
+    "the model's output was not finite (NaN or infinity); the adapter's weights, or the prompt, "
+    "overflow this server's dtype: try --dtype float32 or bfloat16"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """Bounds on one step and on what runs at once."""
+
+    max_batch_tokens: int
+    max_sequences: int
+    block_size: int
+
+
+class Scheduler:
+    """Continuous batching: decodes first, then chunks of prompts, within a token budget.
+
+    Must stay true: a sequence is in exactly one of waiting and running until it is over; only
+    sequences that are not over hold blocks or a lease, and each gives them back exactly once.
+    A pre-empted sequence keeps its lease, so that it cannot lose its place to a later one.
+    """
+
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        pool: BlockPool,
+        residency: Residency,
+        eos_token_ids: frozenset[int],
+        device: torch.device,
+    ) -> None:
+        self._limits = limits
+        self._pool = pool
+        self._residency = residency
+        self._eos = eos_token_ids
+        self._device = device
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # in order of arrival
+        self.preemptions = 0
+
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        return tuple(self._running)
+
+    @property
+    def waiting(self) -> tuple[Sequence, ...]:
+        return tuple(self._waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a new sequence, and starts to read its adapter at once."""
+        if sequence.adapter is not None:
+            self._residency.request(sequence.adapter)
+        self._waiting.append(sequence)
+
+    def schedule(self) -> StepPlan | None:
+        """The next step, or None when nothing can run now."""
+        chunks = self._continue_running()
+        spent = sum(chunk.count for chunk in chunks)
+        chunks += self._admit(self._limits.max_batch_tokens - spent)
+        if not chunks:
+            return None
+        return build_plan(chunks, self._residency.ranks, self._limits.block_size, self._device)
+
+    def apply(self, plan: StepPlan, sampled: Sampled) -> list[TokenEvent | Failed]:
+        """Appends a step's tokens, ends what they end, and returns the events in row order."""
+        now = time.perf_counter()
+        for chunk in plan.chunks:
+            chunk.sequence.computed += chunk.count
+        return [
+            self._apply_token(chunk.sequence, sampled.tokens[row], now)
+            for row, chunk in enumerate(plan.sampled)
+        ]
+
+    def _apply_token(
+        self, sequence: Sequence, sampled: SampledToken | None, now: float
+    ) -> TokenEvent | Failed:
+        if sampled is None:
+            self.end(sequence)
+            return Failed(sequence.request_id, EngineFailed.code, _NOT_FINITE)
+        sequence.tokens.append(sampled.token_id)
+        reason = self._finish_reason(sequence, sampled.token_id)
+        if reason is not None:
+            self.end(sequence)
+        return TokenEvent(
+            request_id=sequence.request_id,
+            index=sequence.index,
+            token_id=sampled.token_id,
+            finish_reason=reason,
+            logprob=sampled.logprob,
+            top_logprobs=sampled.top_logprobs,
+            timing=_timing(sequence, now) if sequence.output_length == 1 else None,
+        )
+
+    def end(self, sequence: Sequence) -> None:
+        """Takes a sequence out, whatever it was doing, and releases all it holds."""
+        if sequence.phase is Phase.WAITING:
+            self._waiting.remove(sequence)
+        elif sequence.phase is Phase.RUNNING:
+            self._running.remove(sequence)
+        else:
+            raise ValueError(f"sequence {sequence.key} is over already")
+        sequence.phase = Phase.OVER
+        self._free_blocks(sequence)
+        if sequence.lease is not None:
+            self._residency.release(sequence.lease)
+            sequence.lease = None
+
+    def fail_loads(self, failed: dict[str, AdapterdError]) -> list[tuple[Sequence, AdapterdError]]:
+        """Ends the waiting sequences whose adapters could not be read, and nobody else."""
+        lost = [s for s in self._waiting if s.adapter in failed and s.lease is None]
+        for sequence in lost:
+            self.end(sequence)
+        return [(sequence, failed[sequence.adapter or ""]) for sequence in lost]
+
+    def check(self) -> None:
+        """Recounts blocks and leases against the sequences. Raises AssertionError on drift."""
+        everyone = [*self._waiting, *self._running]
+        assert len({sequence.key for sequence in everyone}) == len(everyone)
+        self._pool.check([block for sequence in everyone for block in sequence.block_table])
+        self._residency.check()
+        leases = [sequence.lease for sequence in everyone if sequence.lease is not None]
+        assert len(leases) == self._residency.slots.leases, "a lease has no sequence"
+        assert all(s.lease is not None for s in self._running if s.adapter is not None)
+        assert all(s.phase is Phase.WAITING and not s.block_table for s in self._waiting)
+        assert all(s.phase is Phase.RUNNING for s in self._running)
+
+    def _continue_running(self) -> list[Chunk]:
+        """Chunks for what runs already: decodes before prompts, earlier arrivals first."""
+        chunks: list[Chunk] = []
+        budget = self._limits.max_batch_tokens
+        for sequence in sorted(self._running, key=lambda s: s.uncomputed > 1):
+            if sequence.phase is not Phase.RUNNING or not budget:
+                continue  # pre-empted a moment ago by an earlier one, or no room in this step
+            count = min(sequence.uncomputed, budget)
+            if not self._make_room(sequence, count, chunks):
+                continue
+            chunks.append(Chunk(sequence, sequence.computed, count))
+            budget -= count
+        return chunks
+
+    def _make_room(self, sequence: Sequence, count: int, chunks: list[Chunk]) -> bool:
+        """Blocks for `count` more tokens, pre-empting later arrivals if need be.
+
+        False if `sequence` itself had to go: nobody later was left to pre-empt.
+        """
+        missing = sequence.blocks_for(sequence.computed + count, self._limits.block_size)
+        while missing > self._pool.free:
+            victim = self._running[-1]
+            self._preempt(victim)
+            chunks[:] = [chunk for chunk in chunks if chunk.sequence is not victim]
+            if victim is sequence:
+                return False
+        sequence.block_table += self._pool.take(missing)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the queue, its blocks freed; its tokens will be computed again."""
+        self._running.remove(sequence)
+        self._free_blocks(sequence)
+        sequence.computed = 0
+        sequence.phase = Phase.WAITING
+        self._waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _admit(self, budget: int) -> list[Chunk]:
+        """First chunks for waiting sequences, in order of arrival.
+
+        A sequence whose adapter is still being read, or has no slot to go to, does not hold up
+        those behind it; but it is not overtaken for a slot more than MAX_OVERTAKES times.
+        Blocks are different: who waits for blocks is waited for, lest long prompts starve.
+        """
+        chunks: list[Chunk] = []
+        slot_waiters: list[Sequence] = []
+        for sequence in tuple(self._waiting):
+            if not budget or len(self._running) >= self._limits.max_sequences:
+                break
+            if not self._adapter_at_hand(sequence):
+                continue
+            needed = sequence.blocks_for(len(sequence.tokens) + 1, self._limits.block_size)
+            if needed > self._pool.free:
+                break
+            if not self._lease_for(sequence, slot_waiters):
+                continue
+            count = min(sequence.uncomputed, budget)
+            sequence.block_table += self._pool.take(
+                sequence.blocks_for(count, self._limits.block_size)
+            )
+            self._start(sequence)
+            chunks.append(Chunk(sequence, 0, count))
+            budget -= count
+        return chunks
+
+    def _adapter_at_hand(self, sequence: Sequence) -> bool:
+        """Whether at most a slot is missing; if more is, it is being read."""
+        if sequence.adapter is None or sequence.lease is not None:
+            return True
+        if not self._residency.prepare(sequence.adapter):
+            return False
+        if sequence.adapter_ready_s is None:
+            sequence.adapter_ready_s = time.perf_counter()
+        return True
+
+    def _lease_for(self, sequence: Sequence, slot_waiters: list[Sequence]) -> bool:
+        """Whether `sequence` has the slot it needs, taking a lease if it can.
+
+        `slot_waiters` are the earlier ones that found no slot in this step.
+        """
+        if sequence.adapter is None or sequence.lease is not None:
+            return True
+        if not any(waiter.overtaken >= MAX_OVERTAKES for waiter in slot_waiters):
+            sequence.lease = self._residency.try_lease(sequence.adapter)
+        if sequence.lease is None:
+            slot_waiters.append(sequence)
+            return False
+        for waiter in slot_waiters:
+            waiter.overtaken += 1
+        return True
+
+    def _start(self, sequence: Sequence) -> None:
+        self._waiting.remove(sequence)
+        sequence.phase = Phase.RUNNING
+        if sequence.scheduled_s is None:
+            sequence.scheduled_s = time.perf_counter()
+        place = sum(1 for other in self._running if other.arrived_s <= sequence.arrived_s)
+        self._running.insert(place, sequence)
+
+    def _free_blocks(self, sequence: Sequence) -> None:
+        self._pool.give_back(sequence.block_table)
+        sequence.block_table = []
+
+    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
+        sampling = sequence.sampling
+        if sequence.output_length >= sampling.min_tokens:
+            if token in sampling.stop_token_ids:
+                return "stop"
+            if token in self._eos and not sampling.ignore_eos:
+                return "stop"
+        return "length" if sequence.output_length >= sampling.max_tokens else None
+
+
+def _timing(sequence: Sequence, now: float) -> Timing:
+    scheduled = sequence.scheduled_s or now
+    ready = sequence.adapter_ready_s or sequence.arrived_s
+    return Timing(
+        queue_s=scheduled - sequence.arrived_s,
+        load_s=max(0.0, ready - sequence.arrived_s),
+        prefill_s=now - scheduled,
+    )

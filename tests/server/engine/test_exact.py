@@ -1,0 +1,84 @@
+"""Invariant 1: each request's tokens are transformers + peft's, whatever shares its batch."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.folder_source import FolderSource
+from server.engine.engine import Engine
+from server.engine.messages import EngineConfig
+from tests.support.adapters import RECIPES, make_adapter
+from tests.support.exactness import assert_nothing_held, kv_bytes, wrong_answers
+from tests.support.families import FAMILIES, LLAMA, VOCAB, Family, make_base
+from tests.support.reference import Reference
+from tests.support.traffic import Mix, play, random_calls, random_prompts
+
+BLOCK_SIZE = 8  # tokens; smaller than the default, so that sequences cross many blocks
+LONGEST = 90  # tokens of prompt and answer
+
+
+def hard_config(base: Path, *, slots: int, blocks: int) -> EngineConfig:
+    """Few slots, few tokens a step and few KV blocks: loading, chunking and pre-emption happen."""
+    assert blocks * BLOCK_SIZE > LONGEST
+    return EngineConfig(
+        model=str(base),
+        blobs="",
+        dtype="float32",
+        device="cpu",
+        max_resident_adapters=slots,
+        max_rank=32,
+        kv_cache_bytes=kv_bytes(base, blocks, BLOCK_SIZE),
+        max_batch_tokens=40,
+        max_sequences=16,
+        block_size=BLOCK_SIZE,
+    )
+
+
+def assert_exact(base: Path, folders: dict[str, Path], config: EngineConfig, mix: Mix) -> None:
+    """Plays the mix, recounting after every step, and compares every token."""
+    source = FolderSource(folders)
+    engine = Engine(config, source)
+    try:
+        calls = random_calls(mix, seed=3)
+        outcomes = play(engine, calls, source.digests)
+        assert engine.stats().preemptions > 0, "the cache was too large for this test's purpose"
+        assert engine.stats().slot_evictions > 0
+        assert_nothing_held(engine)
+    finally:
+        engine.close()
+    wrong = wrong_answers(calls, outcomes, Reference(base, folders))
+    assert not wrong, f"{len(wrong)} of {len(calls)} differ:\n" + "\n".join(wrong[:20])
+
+
+def test_two_hundred_requests_over_unequal_adapters(tmp_path: Path):
+    base = make_base(LLAMA, tmp_path / "base")
+    folders = {
+        recipe.name: make_adapter(base, LLAMA, recipe, tmp_path / recipe.name, seed=seed)
+        for seed, recipe in enumerate(RECIPES)
+    }
+    mix = Mix(
+        requests=200,
+        adapters=[None, *folders],
+        prompts=random_prompts(120, VOCAB, (1, 66), seed=1),
+        max_tokens=(1, 24),
+        per_step=0.9,
+    )
+    assert_exact(base, folders, hard_config(base, slots=3, blocks=24), mix)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_family(family: Family, tmp_path: Path):
+    base = make_base(family, tmp_path / "base")
+    recipes = [recipe for recipe in RECIPES if recipe.name in ("all", "patterned", "two-layers-rs")]
+    folders = {
+        recipe.name: make_adapter(base, family, recipe, tmp_path / recipe.name, seed=seed)
+        for seed, recipe in enumerate(recipes)
+    }
+    mix = Mix(
+        requests=24,
+        adapters=[None, *folders],
+        prompts=random_prompts(24, VOCAB, (4, 66), seed=2),
+        max_tokens=(4, 20),
+        per_step=0.7,
+    )
+    assert_exact(base, folders, hard_config(base, slots=2, blocks=16), mix)

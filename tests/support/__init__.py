@@ -1,0 +1,1 @@
+"""What several tests share: tiny bases, random PEFT adapters, references, seeded traffic."""
