@@ -11,6 +11,8 @@ from server.api.detokenizer import StopMatcher
 from server.api.text import TextCodec, Token
 from server.engine.messages import TokenEvent
 
+LOWEST = -9999.0  # what OpenAI says for a logprob of minus infinity, which JSON cannot
+
 Ending = Literal["stop", "length"]
 
 
@@ -98,8 +100,8 @@ class Choice:
 
     def _logprob(self, event: TokenEvent, token_id: int, logprob: float) -> TokenLogprob:
         token = self._codec.token
-        top = tuple((token(other), value) for other, value in event.top_logprobs)
-        return TokenLogprob(token(token_id), logprob, top, self._decoded)
+        top = tuple((token(other), max(LOWEST, value)) for other, value in event.top_logprobs)
+        return TokenLogprob(token(token_id), max(LOWEST, logprob), top, self._decoded)
 
     def _release(self, stopped: bool) -> tuple[TokenLogprob, ...]:
         """Those whose text is out now; at a normal end also those without text of their own."""

@@ -56,6 +56,7 @@ class ScriptedEngine:
         self.closed: list[str] = []  # ids whose generator has been closed
         self.fail_before: AdapterdError | None = None
         self.fail_after: tuple[int, Exception] | None = None  # (steps, error)
+        self.logprob = -0.5  # of each token; the alternatives' are lower
         self.hold = asyncio.Event()  # cleared: engine waits after its first step
         self.hold.set()
         self.eos = eos
@@ -108,13 +109,13 @@ class ScriptedEngine:
         if reason is not None:
             tokens.clear()
         wanted = request.sampling.logprobs
-        top = tuple((token + other, -0.5 - other) for other in range(wanted or 0))
+        top = tuple((token + other, self.logprob - other) for other in range(wanted or 0))
         return TokenEvent(
             request.id,
             index,
             token,
             finish_reason=reason,
-            logprob=None if wanted is None else -0.5,
+            logprob=None if wanted is None else self.logprob,
             top_logprobs=top,
             timing=Timing(queue_s=0.004, load_s=0.003, prefill_s=0.002) if step == 0 else None,
         )

@@ -1,6 +1,7 @@
 """What a completion or a chat answers, whole and streamed, over a scripted engine."""
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,7 @@ async def test_a_completion(house: House):
     assert reply.headers["x-adapterd-queue-ms"] == "4.000"
     assert reply.headers["x-adapterd-load-ms"] == "3.000"
     assert reply.headers["x-adapterd-prefill-ms"] == "2.000"
+    assert float(reply.headers["x-adapterd-total-ms"]) > 0
     assert house.engine.requests[0].sampling.max_tokens == 16
     assert house.engine.closed == [house.engine.requests[0].id]
 
@@ -200,6 +202,14 @@ async def test_chat_logprobs(house: House):
     assert [one["logprob"] for one in content] == [-0.5, -0.5]
     assert [len(one["top_logprobs"]) for one in content] == [1, 1]
     assert content[0]["top_logprobs"][0]["bytes"] == [0xC3]
+
+
+async def test_a_logprob_of_minus_infinity_is_still_json(house: House):
+    house.engine.logprob = -math.inf
+    logprobs = (await complete(house, logprobs=1))["choices"][0]["logprobs"]
+    assert set(logprobs["token_logprobs"]) == {-9999.0}
+    assert all(set(one.values()) == {-9999.0} for one in logprobs["top_logprobs"])
+    assert "Infinity" not in json.dumps(await streamed(house, logprobs=1))
 
 
 async def test_logprobs_never_show_a_stop_string(house: House):
