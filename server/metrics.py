@@ -18,7 +18,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from adapters_store.store import VersionRecord
+from adapters_store.catalog import VersionRecord
 from server.engine.messages import GenerationRequest, Stats, TokenEvent
 
 OTHER = "other"  # the adapters that came after the label was full
@@ -215,6 +215,7 @@ class RequestMeter:
     def __init__(self, metrics: RequestMetrics, adapter: str, request: GenerationRequest) -> None:
         self._metrics = metrics
         self._adapter = adapter
+        self._adapter_tokens = metrics.by_adapter.generation_tokens.labels(adapter)
         self._request = request
         self._began = time.perf_counter()
         self._first: float | None = None
@@ -230,7 +231,7 @@ class RequestMeter:
             self._metrics.per_output_token.observe(now - self._last[event.index])
         self._last[event.index] = now
         self._metrics.generation_tokens.inc()
-        self._metrics.by_adapter.generation_tokens.labels(self._adapter).inc()
+        self._adapter_tokens.inc()
         if self._first is None:
             self._first = now
             self._begun(now, event)

@@ -15,9 +15,10 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from adapters_store.catalog import AdapterRecord, VersionRecord
 from adapters_store.content import AdapterContent, AdapterFacts
-from adapters_store.errors import InvalidRequest, NameReserved
-from adapters_store.store import AdapterRecord, UploadedFile, VersionRecord
+from adapters_store.errors import InvalidRequest
+from adapters_store.store import UploadedFile
 from server.api.bodies import limited, require_content_type
 from server.api.services import AnyTime, Services, WhileOpen
 
@@ -47,8 +48,6 @@ async def upload(request: Request, services: WhileOpen) -> Response:
     form = await _read_form(request, services)
     try:
         name, files = _fields(form)
-        if name == services.base_name:
-            raise NameReserved(f"{name!r} is the base model's name; choose another", param="name")
 
         def check(content: AdapterContent) -> AdapterFacts:
             return services.check(content, base)

@@ -8,8 +8,10 @@ from typing import Literal
 
 from adapters_store.errors import EngineUnavailable
 from server.api.detokenizer import StopMatcher
-from server.api.text import TextCodec
+from server.api.text import TextCodec, Token
 from server.engine.messages import TokenEvent
+
+LOWEST = -9999.0  # what OpenAI says for a logprob of minus infinity, which JSON cannot
 
 Ending = Literal["stop", "length"]
 
@@ -18,9 +20,9 @@ Ending = Literal["stop", "length"]
 class TokenLogprob:
     """A token of the text, and what stood to choice in its place."""
 
-    token: str
+    token: Token
     logprob: float
-    top: tuple[tuple[str, float], ...]  # best first
+    top: tuple[tuple[Token, float], ...]  # best first
     offset: int  # of its text within the choice's, in characters
 
 
@@ -97,9 +99,9 @@ class Choice:
         return self._matcher.push(piece)
 
     def _logprob(self, event: TokenEvent, token_id: int, logprob: float) -> TokenLogprob:
-        text_of = self._codec.token_text
-        top = tuple((text_of(other), value) for other, value in event.top_logprobs)
-        return TokenLogprob(text_of(token_id), logprob, top, self._decoded)
+        token = self._codec.token
+        top = tuple((token(other), max(LOWEST, value)) for other, value in event.top_logprobs)
+        return TokenLogprob(token(token_id), max(LOWEST, logprob), top, self._decoded)
 
     def _release(self, stopped: bool) -> tuple[TokenLogprob, ...]:
         """Those whose text is out now; at a normal end also those without text of their own."""

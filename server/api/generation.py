@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from adapters_store.catalog import VersionRecord
 from adapters_store.errors import (
     AdapterdError,
     AdapterNotFound,
@@ -19,7 +20,6 @@ from adapters_store.errors import (
     InvalidRequest,
     ModelNotFound,
 )
-from adapters_store.store import VersionRecord
 from server.api.choice import Choice, Delta
 from server.api.merge import merged
 from server.api.services import Services
@@ -106,7 +106,9 @@ async def _resolve(services: Services, wanted: Wanted) -> VersionRecord | None:
 async def _version(services: Services, name: str, *, param: str) -> VersionRecord:
     try:
         version = await asyncio.to_thread(services.store.resolve, name)
-    except (AdapterNotFound, InvalidRequest):  # what is no name at all names no model either
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, param=param) from None
+    except AdapterNotFound:
         raise ModelNotFound(
             f"the model {name!r} does not exist; GET /v1/models lists what does", param=param
         ) from None

@@ -10,8 +10,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from adapters_store.errors import AdapterNotFound, InvalidRequest, ModelNotFound
-from adapters_store.store import AdapterRecord, AdapterStore
+from adapters_store.catalog import AdapterRecord
+from adapters_store.errors import AdapterNotFound, ModelNotFound
+from adapters_store.store import AdapterStore
 from server.api.bodies import read_json
 from server.api.openai_format import ChatFormat, CompletionFormat
 from server.api.schemas import ChatBody, CompletionBody
@@ -74,7 +75,7 @@ async def show_model(model: str, services: AnyTime) -> Json:
         return _base_card(services)
     try:
         return _adapter_card(services, await asyncio.to_thread(services.store.get, model))
-    except (AdapterNotFound, InvalidRequest):
+    except AdapterNotFound:
         raise ModelNotFound(
             f"the model {model!r} does not exist; GET /v1/models lists what does", param="model"
         ) from None

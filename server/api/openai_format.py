@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from server.api.choice import Delta, Ending, TokenLogprob
 from server.api.generation import Generation, Usage
+from server.api.text import Token
 
 Json = dict[str, Any]
 
@@ -154,13 +155,15 @@ def _usage(usage: Usage) -> Json:
 
 def _completion_logprobs(logprobs: Sequence[TokenLogprob], echoed: int) -> Json:
     return {
-        "tokens": [one.token for one in logprobs],
+        "tokens": [one.token.text for one in logprobs],
         "token_logprobs": [one.logprob for one in logprobs],
         # Keyed by text, so that of two tokens with one text the likelier stays, as at OpenAI.
-        "top_logprobs": [dict(reversed(one.top)) for one in logprobs],
+        "top_logprobs": [
+            {token.text: value for token, value in reversed(one.top)} for one in logprobs
+        ],
         "text_offset": [echoed + one.offset for one in logprobs],
     }
 
 
-def _chat_logprob(token: str, logprob: float) -> Json:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+def _chat_logprob(token: Token, logprob: float) -> Json:
+    return {"token": token.text, "logprob": logprob, "bytes": list(token.data)}

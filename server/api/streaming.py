@@ -6,6 +6,7 @@ Here: GenerationReply, the watch for a client that went away. Not here: any dial
 import asyncio
 import json
 import logging
+import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
@@ -54,6 +55,7 @@ class GenerationReply(Response):
         await unless_disconnected(receive, self._work(scope, receive, send))
 
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
         with self._services.admission.place():
             request_id = f"{self._dialect.id_prefix}-{uuid.uuid4().hex}"
             generation = await prepare(self._services, self._wanted, request_id=request_id)
@@ -66,7 +68,8 @@ class GenerationReply(Response):
                     return
                 answers = await _gather(generation, first, steps)
         reply = form.whole(answers, run.usage)
-        headers = _headers(generation, run.timing)
+        total = {"x-adapterd-total-ms": _milliseconds(time.perf_counter() - began)}
+        headers = _headers(generation, run.timing) | total
         await JSONResponse(reply, headers=headers)(scope, receive, send)
 
     async def _stream(
@@ -160,5 +163,9 @@ def _headers(generation: Generation, timing: Timing | None) -> dict[str, str]:
     headers = {"x-adapterd-adapter-version": generation.digest or "base"}
     if timing is not None:
         spent = {"queue": timing.queue_s, "load": timing.load_s, "prefill": timing.prefill_s}
-        headers |= {f"x-adapterd-{name}-ms": f"{1000 * s:.3f}" for name, s in spent.items()}
+        headers |= {f"x-adapterd-{name}-ms": _milliseconds(s) for name, s in spent.items()}
     return headers
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3f}"

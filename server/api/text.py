@@ -4,18 +4,33 @@ Here: TextCodec. Long work runs in threads, off the event loop. Not here: the en
 """
 
 import asyncio
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from adapters_store.errors import InvalidRequest
-from server.api.detokenizer import Detokenizer
+from server.api.detokenizer import REPLACEMENT, Detokenizer
 from server.api.wanted import Conversation, PlainText, Prompt
 
 INLINE_CHARACTERS = 2000  # tokenised in well under a millisecond; a thread would cost more
+
+_FALLBACK_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token as logprobs show it. Where its bytes are no text by themselves, `text` spells them
+
+    as OpenAI does: bytes:\\xc3.
+    """
+
+    text: str
+    data: bytes
 
 
 class TextCodec:
@@ -32,6 +47,7 @@ class TextCodec:
         tokenizer.encode("")  # clears a truncation saved with the tokenizer, before threads use it
         self._anchor = tuple(tokenizer.encode("a", add_special_tokens=False)[-1:])
         self._anchor_text = self.decode(self._anchor)
+        self._byte_of = _byte_alphabet()
 
     @classmethod
     def load(cls, model: str) -> "TextCodec":
@@ -72,13 +88,27 @@ class TextCodec:
         """For one sequence that continues `prompt`."""
         return Detokenizer(self.decode, prompt)
 
-    def token_text(self, token_id: int) -> str:
-        """One token as text, for logprobs; control tokens by their name."""
+    def token(self, token_id: int) -> Token:
+        """One token, for logprobs; control tokens by their name."""
+        word = str(self._tokenizer.convert_ids_to_tokens(token_id))
         if self.is_special(token_id):
-            return str(self._tokenizer.convert_ids_to_tokens(token_id))
+            return Token(word, word.encode())
         # After another token, since at the start of a text some decoders strip its space.
-        text = self.decode((*self._anchor, token_id))
-        return text.removeprefix(self._anchor_text)
+        text = self.decode((*self._anchor, token_id)).removeprefix(self._anchor_text)
+        if REPLACEMENT not in text:
+            return Token(text, text.encode())
+        data = self._bytes_of(word)
+        if data is None:
+            return Token(text, text.encode())
+        return Token("bytes:" + "".join(f"\\x{byte:02x}" for byte in data), data)
+
+    def _bytes_of(self, word: str) -> bytes | None:
+        """The bytes of a vocabulary entry, in either of the two usual spellings."""
+        if fallback := _FALLBACK_BYTE.fullmatch(word):
+            return bytes([int(fallback[1], 16)])
+        if all(character in self._byte_of for character in word):
+            return bytes(self._byte_of[character] for character in word)
+        return None
 
     def _encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:
         with self._guard:
@@ -104,3 +134,15 @@ class TextCodec:
             raise InvalidRequest(f"the chat template refused: {error}", param=param) from error
         assert isinstance(text, str)
         return self._encode(text, special=False)  # the template wrote them already
+
+
+def _byte_alphabet() -> Mapping[str, int]:
+    """Byte-level BPE's character for each byte: itself if printable, else the next from U+0100.
+
+    Source: bytes_to_unicode of GPT-2's encoder.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + index): byte for index, byte in enumerate(others)
+    }
