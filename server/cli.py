@@ -1,0 +1,304 @@
+"""The `adapterd` command: what each subcommand takes, and what it prints.
+
+Here: typer commands, tables, progress bars, the one place where an error becomes a line on
+stderr and an exit code (1: it did not work, 2: it was asked wrongly). Not here: settings
+(config.py), HTTP (http_client.py), starting the server (serve.py). torch and transformers are
+imported by the commands that need them, so that --help answers at once.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from adapters_store.errors import AdapterdError
+from server import __version__
+from server.cli_settings import human_bytes, takes_settings
+from server.config import SettingsError, load_settings
+from server.http_client import Completion, ServerClient, ServerError, peft_files
+
+app = typer.Typer(
+    name="adapterd",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Serve one frozen base model with many LoRA adapters in one batch, over HTTP.",
+    epilog="Start with: [bold]adapterd serve[/bold], then in another terminal: "
+    "[bold]adapterd adapters list[/bold]",
+)
+adapters = typer.Typer(no_args_is_help=True, help="Upload, list, show, download, delete adapters.")
+demo_app = typer.Typer(no_args_is_help=True, help="The embedded base model and its adapters.")
+app.add_typer(adapters, name="adapters")
+app.add_typer(demo_app, name="demo")
+
+Server = Annotated[
+    str,
+    typer.Option(
+        "--server", envvar="ADAPTERD_SERVER", metavar="URL", help="The server to talk to."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON as the server gave it.")]
+Name = Annotated[str, typer.Argument(help="The adapter's name.", show_default=False)]
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script. Always leaves by SystemExit."""
+    try:
+        app(args=arguments, prog_name="adapterd")
+    except (AdapterdError, ServerError) as error:
+        _fail(error.message, 1)
+    except OSError as error:
+        _fail(str(error), 1)
+    except SettingsError as error:
+        _fail(str(error), 2)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"adapterd: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        print(f"adapterd {__version__}")
+        raise typer.Exit()
+
+
+@app.command(
+    epilog="Every option is also a variable and a key of the TOML file: --max-rank is "
+    "ADAPTERD_MAX_RANK and max_rank = 64. Flags win over variables, variables over the file. "
+    "Sizes: 512MiB, 4GB.",
+)
+@takes_settings
+def serve(flags: dict[str, str]) -> None:
+    """Serve a base model and its adapters until Ctrl-C or SIGTERM.
+
+    Without --model it serves a small embedded base with adapters of its own:
+
+        adapterd serve
+
+        adapterd serve --model Qwen/Qwen3-0.6B --dtype bfloat16 --max-rank 32
+
+        adapterd serve --model ./my-base --port 9000 --data-dir ./adapters
+    """
+    settings = load_settings(flags)
+    from server.serve import run
+
+    raise typer.Exit(run(settings))
+
+
+@app.command()
+def complete(
+    prompt: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", "-a", help="Adapter to ask. Default: the base.")
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            help="As a user's message, or as text to continue. Default: chat if the base can.",
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0: the likeliest token, always the same answer.")
+    ] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Makes a random answer repeatable.")] = None,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Ask the server and print the answer as it is generated.
+
+    adapterd complete --adapter dates "on the third of May 2021"
+
+    adapterd complete --raw --max-tokens 20 "Once upon a time"
+    """
+    options: dict[str, Any] = {"temperature": temperature}
+    if seed is not None:
+        options["seed"] = seed
+    with ServerClient(server) as client:
+        model = adapter or client.base_name()
+        ask = Completion(prompt, model, chat=chat, max_tokens=max_tokens, options=options)
+        for text in client.complete(ask):
+            print(text, end="", flush=True)
+    print()
+
+
+@adapters.command()
+def push(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder that PEFT saved, or a .zip or .tar.gz of it.", show_default=False
+        ),
+    ],
+    name: Annotated[
+        str, typer.Option("--name", "-n", help="Name that requests will use.", show_default=False)
+    ],
+    server: Server = DEFAULT_SERVER,
+    as_json: AsJson = False,
+) -> None:
+    """Upload an adapter; requests can name it at once.
+
+    adapterd adapters push ./my-adapter --name my-adapter
+    """
+    paths = peft_files(source)
+    with ServerClient(server) as client, ExitStack() as opened:
+        progress = opened.enter_context(_transfer_bar())
+        total = sum(path.stat().st_size for path in paths)
+        task = progress.add_task(f"uploading {name}", total=total)
+        files = [opened.enter_context(path.open("rb")) for path in paths]
+        counted = [progress.wrap_file(file, task_id=task) for file in files]
+        named = [(path.name, file) for path, file in zip(paths, counted, strict=True)]
+        new, adapter = client.push(name, named)
+    if as_json:
+        print(json.dumps(adapter, indent=2))
+        return
+    state = "uploaded" if new else "already there, unchanged"
+    print(f"{adapter['id']} {state}: version {adapter['version']}, {_digest(adapter)}, "
+          f"rank {adapter['rank']} on {', '.join(adapter['target_modules'])}")  # fmt: skip
+    print(f'Try it: adapterd complete --adapter {adapter["id"]} "…"')
+
+
+@adapters.command("list")
+def list_adapters(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """List the server's adapters."""
+    with ServerClient(server) as client:
+        found = list(client.adapters())
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    table = Table("name", "version", "digest", "kind", "rank", "modules", "size", "where")
+    for adapter in found:
+        table.add_row(
+            adapter["id"],
+            str(adapter["version"]),
+            _digest(adapter),
+            adapter["kind"],
+            str(adapter["rank"]),
+            " ".join(adapter["target_modules"]),
+            human_bytes(adapter["bytes"]),
+            adapter["residency"],
+        )
+    # A pipe gets every column whole, a terminal what fits.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@adapters.command()
+def show(name: Name, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
+    """Show what the server knows of one adapter."""
+    with ServerClient(server) as client:
+        adapter = client.adapter(name)
+    if as_json:
+        print(json.dumps(adapter, indent=2))
+        return
+    width = max(map(len, adapter))
+    for key, value in adapter.items():
+        plain = value if isinstance(value, str | int | float) else json.dumps(value)
+        print(f"{key:<{width}}  {plain}")
+
+
+@adapters.command()
+def pull(
+    name: Name,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Folder, or FILE.zip, to write. Default: a folder NAME here."
+        ),
+    ] = None,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Download an adapter as a folder that PEFT's from_pretrained takes, or as a zip."""
+    target = output or Path(name)
+    if target.exists():
+        raise ServerError(f"{target} exists already. Name another with --output.")
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".pull-") as scratch:
+        archive = Path(scratch, "adapter.zip")
+        with ServerClient(server) as client, archive.open("wb") as stream:
+            client.download(name, stream)
+        if target.suffix == ".zip":
+            archive.rename(target)
+        else:
+            folder = Path(scratch, "adapter")
+            _unpack(archive, folder)
+            folder.rename(target)
+    print(f"{name} is in {target}")
+
+
+@adapters.command()
+def rm(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Delete an adapter and all its versions."""
+    with ServerClient(server) as client:
+        client.adapter(name)  # an unknown name is said before anything is asked
+        if not yes:
+            typer.confirm(f"Delete {name} from {client.url}?", abort=True)
+        client.remove(name)
+    print(f"{name} is deleted")
+
+
+@demo_app.command("export")
+def export_demo(
+    destination: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to make.", show_default=False)
+    ],
+) -> None:
+    """Write the embedded base and adapters as ordinary Hugging Face and PEFT folders."""
+    from demo.export import export
+
+    export(destination)
+    print(f"{destination / 'base'} and {destination / 'adapters'} are written")
+
+
+def _transfer_bar() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _digest(adapter: dict[str, Any]) -> str:
+    return adapter["digest"][:12]
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """The archive's files, by their last name only: a server is not trusted with our paths."""
+    folder.mkdir()
+    with zipfile.ZipFile(archive) as packed:
+        for member in packed.infolist():
+            if member.is_dir():
+                continue
+            with (
+                packed.open(member) as source,
+                (folder / Path(member.filename).name).open("xb") as target,
+            ):
+                shutil.copyfileobj(source, target)

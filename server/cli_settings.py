@@ -1,0 +1,74 @@
+"""The options of `adapterd serve`, one per field of Settings, so that the two cannot differ.
+
+Here: a command's signature made from the model. Values stay the text that was typed: Settings
+parses flags, environment and TOML alike. Not here: any setting by name.
+"""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from server.config import Settings, about, flag_of, is_byte_size
+
+ServeCommand = Callable[[dict[str, str]], None]
+
+
+def takes_settings(command: ServeCommand) -> Callable[..., None]:
+    """`command(flags)` as a function that typer reads one option per setting from."""
+
+    def with_options(**options: str | None) -> None:
+        command({name: text for name, text in options.items() if text is not None})
+
+    parameters = [_option(name, field) for name, field in Settings.model_fields.items()]
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__
+    return with_options
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    told = about(name)
+    option = typer.Option(
+        flag_of(name),
+        help=f"{told.help} {_default(name, field)}".strip(),
+        metavar=_metavar(name, field),
+        rich_help_panel=told.group,
+        show_default=False,  # ours is in the help text; what typer sees is None for all
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+    )
+
+
+def _metavar(name: str, field: FieldInfo) -> str:
+    """What kind of value is wanted, in a word: [auto|float32], BYTES, PATH, INTEGER, …"""
+    if get_origin(field.annotation) is Literal:
+        return f"[{'|'.join(get_args(field.annotation))}]"
+    if is_byte_size(name):
+        return "BYTES"
+    if name.endswith("_seconds"):
+        return "SECONDS"
+    words = {"Path": "PATH", "int": "INTEGER"}
+    return next((word for kind, word in words.items() if kind in str(field.annotation)), "TEXT")
+
+
+def _default(name: str, field: FieldInfo) -> str:
+    """As a person would type it; empty where None is the default, and the help text tells."""
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return ""
+    shown = human_bytes(value) if is_byte_size(name) else str(value)
+    return f"Default: {shown.replace(str(Path.home()), '~')}."
+
+
+def human_bytes(count: int) -> str:
+    """1073741824 → "1 GiB"; 1536 → "1.5 KiB"."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.1f} {unit}".replace(".0 ", " ")

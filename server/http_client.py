@@ -1,0 +1,194 @@
+"""How the command line talks to a server: one method per thing asked, errors as one line.
+
+Here: ServerClient, ServerError. Not here: printing, progress bars, options; nothing of the
+server's own code, so that any machine can use it against any server.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import quote
+
+import httpx2
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+CONNECT_S = 5.0
+READ_S = 600.0  # a queued request may wait long for its first token
+
+
+class ServerError(Exception):
+    """What was asked did not happen. `message` is one line for a person, with the remedy."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param  # the request's field at fault, if the server named one
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What `adapterd complete` asks for. `chat` None: chat if the model has a template."""
+
+    prompt: str
+    model: str
+    chat: bool | None = None
+    max_tokens: int = 128
+    options: dict[str, Any] = field(default_factory=dict)  # temperature, seed, stop
+
+
+class ServerClient:
+    """One server, by its URL. Close it, or use it in a `with`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        try:
+            host = httpx2.URL(self.url).host
+            self._http = httpx2.Client(
+                base_url=self.url,
+                timeout=httpx2.Timeout(READ_S, connect=CONNECT_S),
+                trust_env=host not in LOOPBACK,  # a proxy cannot reach our own loopback
+            )
+        except httpx2.InvalidURL as error:
+            raise ServerError(f"--server {url}: {error}. Give one like http://host:8000") from None
+
+    def __enter__(self) -> "ServerClient":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._http.close()
+
+    def models(self) -> list[dict[str, Any]]:
+        """The base first, then adapters, as /v1/models has them."""
+        return self._json("GET", "/v1/models")["data"]
+
+    def base_name(self) -> str:
+        """What requests without an adapter name as their model."""
+        return next(model["id"] for model in self.models() if not model.get("parent"))
+
+    def adapters(self) -> Iterator[dict[str, Any]]:
+        """Every adapter, page after page."""
+        after: dict[str, str] = {}
+        while True:
+            page = self._json("GET", "/v1/adapters", params={"limit": "100", **after})
+            yield from page["data"]
+            if not page["has_more"] or not page["data"]:
+                return
+            after = {"after": page["data"][-1]["id"]}
+
+    def adapter(self, name: str) -> dict[str, Any]:
+        return self._json("GET", _adapter_path(name))
+
+    def push(self, name: str, files: Sequence[tuple[str, BinaryIO]]) -> tuple[bool, dict[str, Any]]:
+        """Upload; (whether it is new, the adapter). One archive, or a PEFT folder's files."""
+        part = "file" if len(files) == 1 else "files"
+        sent = [(part, (filename, stream)) for filename, stream in files]
+        response = self._send("POST", "/v1/adapters", data={"name": name}, files=sent)
+        return response.status_code == 201, response.json()
+
+    def download(self, name: str, into: BinaryIO) -> None:
+        """The adapter as a zip that PEFT's from_pretrained takes once unpacked."""
+        with self._stream("GET", _adapter_path(name) + "/download") as response:
+            for chunk in response.iter_bytes():
+                into.write(chunk)
+
+    def remove(self, name: str) -> None:
+        self._send("DELETE", _adapter_path(name))
+
+    def complete(self, ask: Completion) -> Iterator[str]:
+        """The answer's text, piece by piece as it is generated."""
+        if ask.chat is None:
+            try:
+                yield from self._chat(ask)
+            except ServerError as error:
+                if error.param != "messages":  # a base without a chat template
+                    raise
+                yield from self._completion(ask)
+        else:
+            yield from self._chat(ask) if ask.chat else self._completion(ask)
+
+    def _chat(self, ask: Completion) -> Iterator[str]:
+        body = {"messages": [{"role": "user", "content": ask.prompt}]}
+        for chunk in self._events("/v1/chat/completions", ask, body):
+            yield from (choice["delta"].get("content") or "" for choice in chunk["choices"])
+
+    def _completion(self, ask: Completion) -> Iterator[str]:
+        for chunk in self._events("/v1/completions", ask, {"prompt": ask.prompt}):
+            yield from (choice["text"] for choice in chunk["choices"])
+
+    def _events(self, path: str, ask: Completion, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        body |= {"model": ask.model, "max_tokens": ask.max_tokens, "stream": True, **ask.options}
+        with self._stream("POST", path, json=body) as response:
+            for event in httpx2.EventSource(response):
+                if event.data == "[DONE]":
+                    return
+                chunk = event.json()
+                assert isinstance(chunk, dict)
+                if "error" in chunk:
+                    raise _as_error(chunk, None)
+                yield chunk
+        raise ServerError(f"{self.url} closed the stream before its end. Ask again.")
+
+    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        return self._send(method, path, **options).json()
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        with self._stream(method, path, **options) as response:
+            response.read()
+            return response
+
+    @contextmanager
+    def _stream(self, method: str, path: str, **options: Any) -> Iterator[httpx2.Response]:
+        """The response if it is a success. Raises ServerError for anything else."""
+        try:
+            with self._http.stream(method, path, **options) as response:
+                if not response.is_success:
+                    response.read()
+                    raise _as_error(_body(response), response.status_code)
+                yield response
+        except httpx2.ConnectError:
+            raise ServerError(
+                f"no server answers at {self.url}. Start one with `adapterd serve`, or name "
+                "another with --server URL or ADAPTERD_SERVER."
+            ) from None
+        except httpx2.TimeoutException:
+            raise ServerError(f"{self.url} did not answer in time. Is it overloaded?") from None
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise ServerError(f"{self.url}: {error or type(error).__name__}") from None
+
+
+def _adapter_path(name: str) -> str:
+    return "/v1/adapters/" + quote(name, safe="")
+
+
+def _body(response: httpx2.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _as_error(body: Any, status: int | None) -> ServerError:
+    """The server's own message; if the answer is not in its form, what came instead."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error, dict) and isinstance(error.get("message"), str):
+        return ServerError(error["message"], param=error.get("param"))
+    return ServerError(f"the answer was HTTP {status}, not adapterd's. Is --server right?")
+
+
+def peft_files(path: Path) -> list[Path]:
+    """What to upload for a folder or an archive. Raises ServerError if it is neither."""
+    if path.is_file():
+        if path.name.endswith((".zip", ".tar.gz", ".tgz")):
+            return [path]
+        raise ServerError(f"{path} is no .zip or .tar.gz. Name one, or the folder that PEFT saved.")
+    if not path.is_dir():
+        raise ServerError(f"{path} does not exist.")
+    files = [path / "adapter_config.json", path / "adapter_model.safetensors"]
+    for missing in (file for file in files if not file.is_file()):
+        raise ServerError(
+            f"{missing} is missing. A PEFT folder is what `model.save_pretrained(folder)` writes; "
+            "adapter_model.bin has to be saved again as safetensors."
+        )
+    return files

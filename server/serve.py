@@ -1,0 +1,248 @@
+"""Puts the parts together and runs them until told to stop: `adapterd serve`.
+
+Here: run, the order of starting and stopping, signals. Not here: options (config.py), what is
+printed (startup_report.py), any route.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+
+import demo
+from adapters_store.content import BaseModel
+from adapters_store.errors import AdapterNotFound, EngineStartFailed
+from adapters_store.store import AdapterStore, UploadedFile, UploadLimits
+from server import __version__
+from server.adapters import methods
+from server.api.app import create_app
+from server.api.services import ApiLimits
+from server.api.text import TextCodec
+from server.config import Settings, SettingsError
+from server.engine.base_files import resolve_model
+from server.engine.client import EngineClient
+from server.engine.messages import EngineConfig
+from server.metrics import Metrics
+from server.startup_report import LoadBar, Serving, announcement
+
+ANNOUNCED_ADAPTERS = 20
+
+
+def run(settings: Settings) -> int:
+    """Serves until a signal; returns the exit status.
+
+    Raises SettingsError if the address cannot be had, EngineStartFailed if the base cannot.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    if settings.log_level == "info":
+        logging.getLogger("uvicorn").setLevel("WARNING")  # ours says where it listens
+        logging.getLogger("httpx2").setLevel("WARNING")  # a line per file of the hub
+    with _bound_socket(settings) as listener:
+        return asyncio.run(_serve(settings, listener))
+
+
+class StopSignals:
+    """SIGTERM and Ctrl-C: the first drains, the second ends the task that made this at once.
+
+    While there is nothing to drain yet, the first ends it too.
+    """
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._drain: Callable[[], None] | None = None
+        self.ended_by: int | None = None  # the signal that ended the task, if one did
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._hear, number)
+
+    def drain_with(self, drain: Callable[[], None]) -> None:
+        self._drain = drain
+
+    def _hear(self, number: int) -> None:
+        if self._drain is not None:
+            self._drain()
+            self._drain = None
+        else:
+            self.ended_by = number
+            self._task.cancel()
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server, with its signals left to StopSignals.
+
+    Its own handlers raise the signal again once it has drained, so that a clean stop would exit
+    as a killed process.
+    """
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> int:
+    stop = StopSignals()
+    console = Console(stderr=True)
+    try:
+        model = settings.model or str(demo.base_path())
+        folder = await asyncio.to_thread(resolve_model, model)
+        store = await asyncio.to_thread(_open_store, settings)
+        config = settings.engine_config(model=str(folder), blobs=store.blob_root)
+        # The tokenizer is read while the engine's process reads the weights.
+        reading = asyncio.create_task(asyncio.to_thread(_read_tokenizer, folder))
+        async with _started_engine(config, console) as engine:
+            text = await reading
+            app = _app(settings, engine, store, text)
+            if settings.model is None:
+                await asyncio.to_thread(_publish_demo, app)
+            await _serve_http(settings, app, listener, stop)
+    except asyncio.CancelledError:
+        if stop.ended_by is None:
+            raise
+        return 128 + stop.ended_by
+    return 0
+
+
+@asynccontextmanager
+async def _started_engine(config: EngineConfig, console: Console) -> AsyncIterator[EngineClient]:
+    """The engine, ready; stopped on every way out."""
+    bar = LoadBar(console)
+    engine = EngineClient(config, on_progress=bar.show)
+    try:
+        with bar:
+            await engine.start()
+        yield engine
+    finally:
+        await engine.stop()
+
+
+async def _serve_http(
+    settings: Settings, app: FastAPI, listener: socket.socket, stop: StopSignals
+) -> None:
+    """Until the first signal; then until running requests have ended, or the time for that has."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=settings.log_level == "debug",
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain_seconds,
+    )
+    server = DrainingServer(config)
+
+    def drain() -> None:
+        print("finishing running requests; a second signal stops at once", file=sys.stderr)
+        app.state.services.drain()
+        server.should_exit = True
+
+    stop.drain_with(drain)
+    port = listener.getsockname()[1]
+    announcing = asyncio.create_task(_announce(settings, app, server, port))
+    await server.serve(sockets=[listener])
+    await announcing
+
+
+async def _announce(settings: Settings, app: FastAPI, server: uvicorn.Server, port: int) -> None:
+    """Says where it serves, once it does."""
+    while not server.started and not server.should_exit:
+        await asyncio.sleep(0.01)
+    services = app.state.services
+    records, more = await asyncio.to_thread(services.store.list, limit=ANNOUNCED_ADAPTERS)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    example = next(iter(demo.EXAMPLES.items()))
+    serving = Serving(
+        version=__version__,
+        url=f"http://{host}:{port}",
+        base_name=settings.base_name,
+        base=services.engine.info,
+        adapters=[record.name for record in records],
+        more_adapters=more,
+        data_dir=str(settings.data_dir),
+        chat=services.text.has_chat_template,
+        example=example if settings.model is None else (settings.base_name, "Once upon a time"),
+    )
+    print(announcement(serving), flush=True)
+
+
+def _bound_socket(settings: Settings) -> socket.socket:
+    """The address, held before minutes are spent on loading; connections are refused until then."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"--host {settings.host} --port {settings.port}: {error.strerror}. Choose another, or "
+            "--port 0 for any that is free."
+        ) from None
+    return listener
+
+
+def _open_store(settings: Settings) -> AdapterStore:
+    limits = UploadLimits(max_bytes=settings.max_upload_bytes)
+    return AdapterStore(settings.data_dir, base_name=settings.base_name, limits=limits)
+
+
+def _read_tokenizer(folder: Path) -> TextCodec:
+    try:
+        return TextCodec.load(str(folder))
+    except (OSError, ValueError) as error:
+        raise EngineStartFailed(
+            f"{folder} has no tokenizer that transformers can read; save one there with "
+            f"tokenizer.save_pretrained: {error}"
+        ) from error
+
+
+def _app(settings: Settings, engine: EngineClient, store: AdapterStore, text: TextCodec) -> FastAPI:
+    metrics = Metrics(
+        CollectorRegistry(),
+        model_name=settings.base_name,
+        engine=engine,
+        max_resident_adapters=settings.max_resident_adapters,
+    )
+    limits = ApiLimits(
+        max_upload_bytes=settings.max_upload_bytes, max_requests=settings.max_concurrent_requests
+    )
+    return create_app(
+        engine=engine,
+        store=store,
+        text=text,
+        base_name=settings.base_name,
+        check=partial(methods.check, max_rank=settings.max_rank),
+        metrics=metrics,
+        limits=limits,
+    )
+
+
+def _publish_demo(app: FastAPI) -> None:
+    """Puts the demo's adapters into the store; a name that is taken already stays as it is."""
+    services = app.state.services
+    base: BaseModel = services.base_model()
+    for name, folder in demo.adapter_paths().items():
+        try:
+            services.store.get(name)
+        except AdapterNotFound:
+            with ExitStack() as opened:
+                files = [
+                    UploadedFile(file.name, opened.enter_context(file.open("rb")))
+                    for file in sorted(folder.iterdir())
+                ]
+                services.store.publish(
+                    name, files, check=lambda content: services.check(content, base)
+                )
