@@ -113,3 +113,11 @@ def test_portable_config_names_the_base_and_keeps_the_rest():
     portable = json.loads(portable_config(CONFIG, "demo"))
     assert portable == CONFIG | {"base_model_name_or_path": "demo", "inference_mode": True}
     assert canonical_config(portable) == canonical_config(CONFIG)
+
+
+def test_the_order_of_pattern_entries_is_kept_and_tells_versions_apart() -> None:
+    one = {"alpha_pattern": {"v_proj": 4, "self_attn.v_proj": 12}, "r": 4}
+    other = {"r": 4, "alpha_pattern": {"self_attn.v_proj": 12, "v_proj": 4}}
+    assert canonical_config(one) != canonical_config(other)
+    stored = json.loads(canonical_config(one))
+    assert list(stored["alpha_pattern"]) == ["v_proj", "self_attn.v_proj"]
