@@ -195,7 +195,7 @@ def _bound_socket(settings: Settings) -> socket.socket:
 
 
 def _open_store(settings: Settings) -> AdapterStore:
-    limits = UploadLimits(max_bytes=settings.max_upload_bytes)
+    limits = UploadLimits(max_upload_bytes=settings.max_upload_bytes)
     return AdapterStore(settings.data_dir, base_name=settings.base_name, limits=limits)
 
 
