@@ -49,7 +49,7 @@ class InvalidRequest(AdapterdError):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The prompt, or prompt + max_tokens, is longer than the context; the message says both lengths."""
+    """The prompt, or prompt + max_tokens, exceeds the context; the message says both lengths."""
 
     code = "context_length_exceeded"
 
@@ -61,7 +61,7 @@ class UnsupportedParameter(InvalidRequest):
 
 
 class InvalidAdapter(InvalidRequest):
-    """An adapter's files are malformed or do not fit the base; the message names the tensor or key."""
+    """An adapter's files are malformed or do not fit the base; the message says where."""
 
     code = "invalid_adapter"
 

@@ -5,8 +5,7 @@ but its own result.
 """
 
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -73,18 +72,12 @@ class Residency:
         self._reading: dict[str, Future[LoadedIn]] = {}
         self._threads = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="adapter-loader")
         self._counts: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
-        self.wake: Callable[[], None] = lambda: None  # called from a loader thread when one ends
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @property
     def ranks(self) -> list[int]:
         """Of the adapter in each slot; 0 where the slot is free."""
         return self._ranks
-
-    @property
-    def reading(self) -> tuple[str, ...]:
-        """Digests being read from the store now."""
-        return tuple(self._reading)
 
     def request(self, digest: str) -> None:
         """Starts to read `digest` unless it is at hand or under way. Never waits."""
@@ -181,9 +174,7 @@ class Residency:
         self._seconds["host"] += time.perf_counter() - started
 
     def _read(self, digest: str) -> None:
-        future = self._threads.submit(self._load, digest)
-        self._reading[digest] = future
-        future.add_done_callback(lambda _: self.wake())
+        self._reading[digest] = self._threads.submit(self._load, digest)
 
     def _load(self, digest: str) -> LoadedIn:
         started = time.perf_counter()

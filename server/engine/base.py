@@ -204,7 +204,7 @@ def _probe(model: Any, architecture: str) -> tuple[dict[int, LayerShape], dict[s
         return hook
 
     head = model.get_output_embeddings()
-    candidates = {
+    candidates: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head

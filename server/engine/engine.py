@@ -121,7 +121,7 @@ class Engine:
         )
 
     def submit(self, request: GenerationRequest) -> None:
-        """Queues a request. Raises InvalidRequest or ContextLengthExceeded; then nothing is kept."""
+        """Queues a request. Raises InvalidRequest or ContextLengthExceeded, and keeps nothing."""
         self._refuse_unfit(request)
         now = time.perf_counter()
         seed = request.sampling.seed

@@ -47,6 +47,10 @@ REFUSED = {
     "kasa_config": "KaSA",
 }
 
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations that subtract from the base's weights: as saved, such an adapter fits only the
+changed base. Source: peft 0.21, tuners/lora/layer.py."""
+
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_[AB])\.weight")
 _SPECIAL_TENSORS = {
     "lora_magnitude_vector": "DoRA",
@@ -101,6 +105,14 @@ def _check_keys(config: Mapping[str, Any]) -> None:
             f"adapter_config.json: unknown key {key!r} is set; "
             "an option this server does not know is refused rather than ignored",
             param=key,
+        )
+    initial = config.get("init_lora_weights")
+    if isinstance(initial, str) and initial.startswith(CHANGES_BASE):
+        raise UnsupportedAdapter(
+            f"adapter_config.json: init_lora_weights {initial!r} changed the base it was trained "
+            "on; convert it to plain LoRA with save_pretrained("
+            "path_initial_model_for_weight_conversion=...)",
+            param="init_lora_weights",
         )
     bias = config.get("bias", "none")
     if bias != "none":

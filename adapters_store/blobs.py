@@ -1,0 +1,178 @@
+"""Versions at rest: a folder per digest, put in place whole or not at all.
+
+Here: FolderBlobs (reads; any process), OwnedBlobs (also writes; the serving process). Not here:
+names, the catalog, what the files mean.
+
+    <root>/sha256/ab/ab…/{adapter_config.json, adapter_model.safetensors}
+    <root>/tmp/<process>/<staging>       same filesystem, so that a rename publishes
+    <root>/tmp/lock                      held while a process's folder is made or swept
+"""
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from adapters_store.content import AdapterContent
+from adapters_store.errors import AdapterNotFound, StoreCorrupt
+from adapters_store.package import load_package, package_digest, sync_folder
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class FolderBlobs:
+    """Reads versions by digest. Writes nothing, so any process may; safe from several threads.
+
+    An AdapterSource.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def read(self, digest: str) -> AdapterContent:
+        """The version's content, tensors memory-mapped, after checking all of its bytes.
+
+        Raises AdapterNotFound, StoreCorrupt.
+        """
+        folder = self.verified(digest)
+        try:
+            return load_package(folder, digest)
+        except FileNotFoundError:
+            raise _not_found(digest) from None  # deleted since it was checked
+
+    def verified(self, digest: str) -> Path:
+        """The version's folder, after checking all of its bytes. Errors as `read`."""
+        folder = self._folder(digest)
+        while True:
+            try:
+                held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                raise _not_found(digest) from None
+            try:
+                found = package_digest(folder)
+                break
+            except FileNotFoundError as missing:
+                if _is_still(folder, held):
+                    raise StoreCorrupt(f"stored version {digest} lacks a file") from missing
+                # deleted under our eyes, and perhaps put again: look anew
+            finally:
+                os.close(held)
+        if found != digest:
+            raise StoreCorrupt(f"stored version {digest} now has the digest {found}")
+        return folder
+
+    def _folder(self, digest: str) -> Path:
+        if not _DIGEST.fullmatch(digest):
+            raise _not_found(digest)
+        return self._root / "sha256" / digest[:2] / digest
+
+
+class OwnedBlobs(FolderBlobs):
+    """Also stages, puts and deletes versions.
+
+    True throughout: a digest's folder is complete or absent, and what `put` returned from is on
+    disk. Staging folders of processes that died are removed at start. Whether a version is still
+    referred to is the caller's knowledge, as is keeping `put` and `delete` of one digest apart.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        tmp = root / "tmp"
+        tmp.mkdir(parents=True, exist_ok=True)
+        with _locked(tmp / "lock"):
+            _sweep(tmp)
+            self._tmp = tmp / uuid.uuid4().hex
+            self._tmp.mkdir()
+            # Held until `close` or death: how the next process tells our staging from leftovers.
+            self._lease = os.open(self._tmp, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(self._lease, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        """Gives up staging; versions stay readable."""
+        shutil.rmtree(self._tmp, ignore_errors=True)
+        os.close(self._lease)
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A new folder on the store's filesystem, removed afterwards with what is left in it."""
+        folder = self._tmp / uuid.uuid4().hex
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def put(self, digest: str, package: Path) -> None:
+        """Moves a durable package from staging into place, unless it rests there already.
+
+        A damaged version is replaced: uploading it again is the remedy StoreCorrupt has.
+        """
+        target = self._folder(digest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(package, target)
+        except OSError as taken:
+            if taken.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            try:
+                self.verified(digest)
+            except StoreCorrupt:
+                self.delete(digest)
+                os.rename(package, target)
+        # Also when it was there: the process that put it may have died before this.
+        for folder in (target.parent, target.parent.parent, self._root):
+            sync_folder(folder)
+
+    def delete(self, digest: str) -> None:
+        """Removes the version if it is there; at no time does half of it show."""
+        target = self._folder(digest)
+        trash = self._tmp / uuid.uuid4().hex
+        try:
+            os.rename(target, trash)
+        except FileNotFoundError:
+            return
+        sync_folder(target.parent)
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+def _not_found(digest: str) -> AdapterNotFound:
+    return AdapterNotFound(f"no version {digest[:64]!r} rests in this store")
+
+
+def _is_still(folder: Path, held: int) -> bool:
+    """Whether the path still means the folder that is held open (so its inode is not reused)."""
+    try:
+        return os.path.samestat(os.stat(folder), os.fstat(held))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on a file, which the system gives back if the process dies."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sweep(tmp: Path) -> None:
+    """Removes staging folders whose process no longer holds its lock on them."""
+    for folder in tmp.iterdir():
+        if not folder.is_dir():
+            continue
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            pass  # a living process's
+        finally:
+            os.close(handle)

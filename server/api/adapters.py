@@ -1,0 +1,176 @@
+"""An adapter's life over HTTP: upload, list, show, download, delete.
+
+Here: routes, the multipart body, the adapter object. Not here: what makes an adapter valid, where
+it rests. No path that a client sends is ever followed: names of parts only label them.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import IO, Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from adapters_store.catalog import AdapterRecord, VersionRecord
+from adapters_store.content import AdapterContent, AdapterFacts
+from adapters_store.errors import InvalidRequest
+from adapters_store.store import UploadedFile
+from server.api.bodies import limited, require_content_type
+from server.api.services import AnyTime, Services, WhileOpen
+
+MAX_FIELD_BYTES = 4096
+MAX_FIELDS = 8
+CHUNK_BYTES = 1 << 20
+
+Json = dict[str, Any]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+def router() -> APIRouter:
+    """A fresh router; nothing of it is shared between apps."""
+    routes = APIRouter(prefix="/v1/adapters")
+    routes.post("", response_model=None)(upload)
+    routes.get("")(list_adapters)
+    routes.get("/{name}")(show)
+    routes.get("/{name}/versions")(versions)
+    routes.get("/{name}/download", response_model=None)(download)
+    routes.delete("/{name}")(delete)
+    return routes
+
+
+async def upload(request: Request, services: WhileOpen) -> Response:
+    """Stores a PEFT adapter's files as a version of `name`; 200 if it is there already."""
+    base = services.base_model()
+    form = await _read_form(request, services)
+    try:
+        name, files = _fields(form)
+
+        def check(content: AdapterContent) -> AdapterFacts:
+            return services.check(content, base)
+
+        published = await asyncio.to_thread(services.store.publish, name, files, check=check)
+        record = await asyncio.to_thread(services.store.get, name)
+    finally:
+        await form.close()
+    services.metrics.learn_name(published.version.digest, name)
+    body = _object(services, record, published.version)
+    body["ignored_files"] = list(published.ignored_files)
+    return JSONResponse(body, status_code=201 if published.created else 200)
+
+
+async def _read_form(request: Request, services: Services) -> FormData:
+    """The parts; files spooled to disk as they arrive. Raises TooLarge, InvalidRequest."""
+    require_content_type(request, "multipart/form-data")
+    limits = services.limits
+    async with aclosing(limited(request, max_bytes=limits.max_upload_bytes)) as stream:
+        parser = MultiPartParser(
+            request.headers,
+            stream,
+            max_files=limits.max_upload_files,
+            max_fields=MAX_FIELDS,
+            max_part_size=MAX_FIELD_BYTES,
+        )
+        try:
+            return await parser.parse()
+        except MultiPartException as error:
+            raise InvalidRequest(f"multipart body: {error.message}") from None
+
+
+def _fields(form: FormData) -> tuple[str, list[UploadedFile]]:
+    """`name`, and the parts of `file` and `files`."""
+    names, files = [], []
+    for key, value in form.multi_items():
+        if key in ("file", "files") and isinstance(value, UploadFile):
+            files.append(UploadedFile(value.filename or "", value.file))
+        elif key == "name" and isinstance(value, str):
+            names.append(value)
+        elif key in ("name", "file", "files"):
+            kind = "a text field" if key == "name" else "a file, with a filename"
+            raise InvalidRequest(f"{key} must be {kind}", param=key)
+        else:
+            raise InvalidRequest(f"unknown field {key[:200]!r}: remove it", param=key)
+    if len(names) != 1:
+        raise InvalidRequest("name is required, once: what to call the adapter", param="name")
+    if not files:
+        raise InvalidRequest(
+            "file is required: a .zip or .tar.gz of a PEFT folder, or its files as several 'files'",
+            param="file",
+        )
+    return names[0], files
+
+
+async def list_adapters(services: AnyTime, limit: Limit = 100, after: str | None = None) -> Json:
+    """By name, a page at a time."""
+    records, more = await asyncio.to_thread(services.store.list, limit=limit, after=after)
+    data = [_object(services, record, record.current) for record in records]
+    return {"object": "list", "data": data, "has_more": more}
+
+
+async def show(name: str, services: AnyTime) -> Json:
+    """The adapter and its current version. Raises AdapterNotFound."""
+    record = await asyncio.to_thread(services.store.get, name)
+    return _object(services, record, record.current)
+
+
+async def versions(name: str, services: AnyTime) -> Json:
+    """All its versions. Raises AdapterNotFound."""
+    record = await asyncio.to_thread(services.store.get, name)
+    found = await asyncio.to_thread(services.store.versions, name)
+    data = [_object(services, record, version) for version in found]
+    return {"object": "list", "data": data, "has_more": False}
+
+
+async def download(name: str, services: AnyTime) -> Response:
+    """A zip that PEFT loads; `name` may say which version. Raises AdapterNotFound."""
+    version = await asyncio.to_thread(services.store.resolve, name)
+    out = await asyncio.to_thread(tempfile.TemporaryFile)
+    try:
+        await asyncio.to_thread(services.store.write_zip, version.digest, out)
+        size = out.tell()
+        out.seek(0)
+    except BaseException:
+        out.close()
+        raise
+    headers = {
+        "content-length": str(size),
+        "content-disposition": f'attachment; filename="{version.name}-{version.number}.zip"',
+        "x-adapterd-adapter-version": version.digest,
+    }
+    return StreamingResponse(_chunks(out), headers=headers, media_type="application/zip")
+
+
+async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
+    with file:
+        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+            yield chunk
+
+
+async def delete(name: str, services: WhileOpen) -> Json:
+    """Removes the adapter; running requests finish on it. Raises AdapterNotFound."""
+    await asyncio.to_thread(services.store.delete, name)
+    return {"id": name, "object": "adapter.deleted", "deleted": True}
+
+
+def _object(services: Services, record: AdapterRecord, version: VersionRecord) -> Json:
+    facts = version.facts
+    return {
+        "id": record.name,
+        "object": "adapter",
+        "version": version.number,
+        "versions": record.versions,
+        "digest": version.digest,
+        "kind": facts.kind,
+        "rank": facts.rank,
+        "target_modules": list(facts.target_modules),
+        "bytes": facts.bytes,
+        "created_at": int(version.created_at),
+        "base": record.base,
+        "owner": record.owner,
+        "residency": services.engine.stats.residency.get(version.digest, "disk"),
+        "pinned": False,
+        "report": dict(facts.report),
+    }

@@ -1,0 +1,61 @@
+"""Puts the HTTP side together. Every part is passed in; the app keeps them in its `state.services`.
+
+Here: create_app. Not here: building the engine, the store or the settings (server/cli.py does).
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from fastapi import FastAPI
+
+from adapters_store.store import AdapterStore
+from server.api import adapters, errors, health, openai
+from server.api.middleware import RequestEnvelope
+from server.api.services import AdapterCheck, Admission, ApiLimits, Engine, Services
+from server.api.text import TextCodec
+from server.metrics import Metrics
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_app(
+    *,
+    engine: Engine,
+    store: AdapterStore,
+    text: TextCodec,
+    base_name: str,
+    check: AdapterCheck,
+    metrics: Metrics,
+    limits: ApiLimits | None = None,
+    lifespan: Lifespan | None = None,
+) -> FastAPI:
+    """The server's ASGI app.
+
+    The engine may still be starting: what needs it answers 503 until it is ready. `check` says
+    whether an uploaded adapter fits the base. Call `app.state.services.drain()` when shutdown
+    begins, and keep the app running until its open requests have ended.
+    """
+    limits = limits or ApiLimits()
+    app = FastAPI(
+        title="adapterd",
+        docs_url=None,  # both pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+        lifespan=lifespan,
+    )
+    app.state.services = Services(
+        engine=engine,
+        store=store,
+        text=text,
+        base_name=base_name,
+        check=check,
+        limits=limits,
+        metrics=metrics,
+        admission=Admission(limits.max_requests),
+    )
+    errors.install(app)
+    app.add_middleware(RequestEnvelope)
+    for part in (openai, adapters, health):
+        app.include_router(part.router())
+    return app

@@ -1,0 +1,34 @@
+"""Whether the process lives, whether it can serve, and its metrics. Never refused by draining."""
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from server.api.services import AnyTime
+
+
+def router() -> APIRouter:
+    """A fresh router; nothing of it is shared between apps."""
+    routes = APIRouter()
+    routes.get("/health/live")(live)
+    routes.get("/health/ready")(ready)
+    routes.get("/health")(ready)
+    routes.get("/metrics", response_model=None)(metrics)
+    return routes
+
+
+async def live() -> dict[str, str]:
+    """The process is up and its event loop turns."""
+    return {"status": "ok"}
+
+
+async def ready(services: AnyTime) -> dict[str, str]:
+    """Requests can be served now. Raises Draining, EngineUnavailable."""
+    services.admission.check_open()
+    services.require_engine()
+    return {"status": "ok"}
+
+
+async def metrics(services: AnyTime) -> Response:
+    """Prometheus' text format."""
+    return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,160 @@
+"""The engine as a process: killed, it ends its requests with an error and comes back."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from adapters_store.content import AdapterContent, AdapterFacts
+from adapters_store.errors import AdapterNotFound, EngineStartFailed, EngineUnavailable
+from adapters_store.store import AdapterStore, UploadedFile
+from server.engine.client import EngineClient
+from server.engine.messages import EngineConfig, GenerationRequest, LoadProgress, SamplingParams
+from tests.support.adapters import RECIPES, make_adapter
+from tests.support.families import LLAMA, make_base
+
+GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
+LONG = replace(GREEDY, max_tokens=240)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
+    root = tmp_path_factory.mktemp("engine")
+    base = make_base(LLAMA, root / "base")
+    make_adapter(base, LLAMA, RECIPES[0], root / "all", seed=0)
+    return EngineConfig(model=str(base), blobs=str(root / "store"), dtype="float32", threads=1)
+
+
+@pytest.fixture
+async def client(config: EngineConfig) -> AsyncIterator[EngineClient]:
+    client = EngineClient(config)
+    await client.start()
+    yield client
+    await client.stop()
+    assert client.pid is None
+
+
+async def tokens(client: EngineClient, request: GenerationRequest) -> list[int | None]:
+    return [e.token_id async for events in client.generate(request) for e in events]
+
+
+async def until(condition: object, seconds: float = 20.0) -> None:
+    """Waits until `condition()` holds."""
+    assert callable(condition)
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def publish(root: Path) -> str:
+    """Stores the module's adapter; returns its digest."""
+    store = AdapterStore(root, base_name="tiny")
+
+    def check(content: AdapterContent) -> AdapterFacts:
+        return AdapterFacts("lora", 8, (), 0)
+
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    opened = [(root / "all" / name).open("rb") for name in files]
+    try:
+        uploads = [UploadedFile(n, f) for n, f in zip(files, opened, strict=True)]
+        return store.publish("all", uploads, check=check).version.digest
+    finally:
+        for file in opened:
+            file.close()
+        store.close()
+
+
+async def test_an_adapter_from_the_store_changes_the_answer(
+    client: EngineClient, config: EngineConfig
+) -> None:
+    digest = publish(Path(config.blobs).parent)
+    base = await tokens(client, GenerationRequest("a", (3, 1, 4), GREEDY))
+    tuned = await tokens(client, GenerationRequest("b", (3, 1, 4), GREEDY, digest))
+    assert len(base) == len(tuned) == 8
+    assert base != tuned
+    await until(lambda: client.stats.residency.get(digest) == "slot")
+    with pytest.raises(AdapterNotFound):
+        await tokens(client, GenerationRequest("c", (3, 1, 4), GREEDY, "0" * 64))
+
+
+async def test_many_at_once_equal_each_alone(client: EngineClient) -> None:
+    requests = [GenerationRequest(str(i), (3, 1, i), GREEDY) for i in range(20)]
+    alone = [await tokens(client, request) for request in requests]
+    together = await asyncio.gather(*(tokens(client, request) for request in requests))
+    assert list(together) == alone
+
+
+async def test_closing_the_generator_ends_the_request(client: EngineClient) -> None:
+    stream = client.generate(GenerationRequest("a", (3, 1, 4), LONG))
+    await anext(stream)
+    await stream.aclose()
+    await until(lambda: client.stats.steps and client.stats.kv_blocks_used == 0)
+    assert client.stats.running == 0
+    assert client.stats.steps < 240
+
+
+async def test_killed_under_load_it_ends_its_requests_and_serves_again(
+    client: EngineClient,
+) -> None:
+    wanted = await tokens(client, GenerationRequest("before", (3, 1, 4), GREEDY))
+    open_requests = [
+        asyncio.create_task(tokens(client, GenerationRequest(str(i), (3, 1, i), LONG)))
+        for i in range(12)
+    ]
+    await until(lambda: client.stats.running > 0)
+    pid = client.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        ended = await asyncio.gather(*open_requests, return_exceptions=True)
+    assert all(isinstance(e, EngineUnavailable) for e in ended), ended
+    with pytest.raises(EngineUnavailable, match="restarting"):
+        await tokens(client, GenerationRequest("too early", (3, 1, 4), GREEDY))
+    await until(lambda: client.state == "ready")
+    assert client.pid not in (None, pid)
+    assert client.restarts == 1
+    assert await tokens(client, GenerationRequest("after", (3, 1, 4), GREEDY)) == wanted
+
+
+async def test_signals_to_the_group_do_not_end_the_engine(client: EngineClient) -> None:
+    assert client.pid is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(client.pid, number)
+    assert len(await tokens(client, GenerationRequest("a", (3, 1, 4), GREEDY))) == 8
+    assert client.restarts == 0
+
+
+async def test_when_the_other_end_closes_the_engine_ends(client: EngineClient) -> None:
+    assert client.pid is not None
+    process = psutil.Process(client.pid)
+    stream = client.generate(GenerationRequest("a", (3, 1, 4), LONG))
+    await anext(stream)
+    assert client._keeper is not None
+    assert client._writer is not None
+    client._keeper.cancel()  # else it would start another
+    client._writer.transport.abort()
+    await until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 5)
+
+
+async def test_progress_is_told_and_a_base_that_cannot_be_served_says_why(
+    config: EngineConfig, tmp_path: Path
+) -> None:
+    seen: list[LoadProgress] = []
+    client = EngineClient(config, on_progress=seen.append)
+    info = await client.start()
+    assert info == client.info
+    assert {p.what for p in seen} == {"digest", "weights"}
+    await client.stop()
+    assert client.state == "stopped"
+
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    broken = EngineClient(replace(config, model=str(tmp_path)))
+    with pytest.raises(EngineStartFailed, match="safetensors"):
+        await broken.start()
+    assert broken.state == "failed"
+    assert broken.pid is None

@@ -1,0 +1,244 @@
+"""A bad adapter, a failing load or a failing step ends only the requests that it concerns."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapters_store.content import AdapterContent
+from adapters_store.errors import (
+    ContextLengthExceeded,
+    EngineFailed,
+    InvalidRequest,
+    StoreCorrupt,
+)
+from benchmarks.folder_source import FolderSource
+from server.engine.engine import MAX_FAILED_STEPS, Engine
+from server.engine.messages import (
+    EngineConfig,
+    Failed,
+    GenerationRequest,
+    SamplingParams,
+    TokenEvent,
+)
+from tests.support.adapters import RECIPES, make_adapter
+from tests.support.exactness import assert_nothing_held
+from tests.support.families import LLAMA, make_base
+
+GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
+PROMPT = (5, 9, 2, 7)
+
+
+class FaultySource(FolderSource):
+    """Digests "corrupt" and "crash" fail to be read, each in its way; "nan" is poisoned."""
+
+    def read(self, digest: str) -> AdapterContent:
+        if digest == "corrupt":
+            raise StoreCorrupt("the blob's bytes changed")
+        if digest == "crash":
+            raise ZeroDivisionError("a bug in the loader")
+        if digest == "nan":
+            content = super().read(next(iter(self.digests.values())))
+            poisoned = {name: tensor * float("nan") for name, tensor in content.tensors.items()}
+            return replace(content, digest="nan", tensors=poisoned)
+        return super().read(digest)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    root = tmp_path_factory.mktemp("tiny")
+    base = make_base(LLAMA, root / "base")
+    return base, {"all": make_adapter(base, LLAMA, RECIPES[0], root / "all", seed=0)}
+
+
+@pytest.fixture
+def engine(folders: tuple[Path, dict[str, Path]]) -> Iterator[Engine]:
+    base, adapters = folders
+    config = EngineConfig(model=str(base), blobs="", dtype="float32", max_resident_adapters=2)
+    engine = Engine(config, FaultySource(adapters))
+    yield engine
+    assert_nothing_held(engine)
+    engine.close()
+
+
+def request(name: str, adapter: str | None = None, n: int = 1, **sampling: Any):
+    return GenerationRequest(name, PROMPT, replace(GREEDY, **sampling), adapter, n)
+
+
+def run(engine: Engine) -> tuple[dict[str, list[TokenEvent]], dict[str, Failed]]:
+    tokens: dict[str, list[TokenEvent]] = {}
+    failed: dict[str, Failed] = {}
+    while engine.has_work():
+        for event in engine.step():
+            if isinstance(event, Failed):
+                assert event.request_id is not None
+                assert event.request_id not in failed, "a request was failed twice"
+                failed[event.request_id] = event
+            else:
+                tokens.setdefault(event.request_id, []).append(event)
+        engine.check()
+    return tokens, failed
+
+
+def ids(events: list[TokenEvent]) -> list[int | None]:
+    return [event.token_id for event in events]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "code", "says"),
+    [
+        ("missing", "adapter_not_found", "missing"),
+        ("corrupt", "store_corrupt", "bytes changed"),
+        ("crash", "adapter_load_failed", "ZeroDivisionError"),
+    ],
+)
+def test_a_failing_load_ends_only_those_who_asked_for_it(
+    engine: Engine, adapter: str, code: str, says: str
+) -> None:
+    engine.submit(request("alone"))
+    alone, _ = run(engine)
+    for one in (request("a", adapter), request("b"), request("c", adapter, n=2)):
+        engine.submit(one)
+    tokens, failed = run(engine)
+    assert set(failed) == {"a", "c"}
+    assert failed["a"].code == code
+    assert says in failed["a"].message
+    assert ids(tokens["b"]) == ids(alone["alone"])
+
+
+def test_a_load_that_failed_is_tried_afresh_for_the_next_request(engine: Engine) -> None:
+    for _ in range(2):
+        engine.submit(request("a", "corrupt"))
+        assert set(run(engine)[1]) == {"a"}
+    assert engine.stats().host_misses == 2
+
+
+def test_a_poisoned_adapter_ends_its_own_requests_only(
+    engine: Engine,
+) -> None:
+    good = engine._residency._source.digests["all"]  # type: ignore[attr-defined]
+    logprobs = {"logprobs": 0}
+
+    def others() -> list[GenerationRequest]:
+        return [request("base", **logprobs), request("good", good, **logprobs)]
+
+    for one in (*others(), request("third", None)):
+        engine.submit(one)
+    clean, _ = run(engine)
+    for one in (*others(), request("bad", "nan")):
+        engine.submit(one)
+    tokens, failed = run(engine)
+    assert set(failed) == {"bad"}
+    assert "not finite" in failed["bad"].message
+    for name in ("base", "good"):
+        assert ids(tokens[name]) == ids(clean[name])
+        # The batch was another size, so the last bits may differ; test_cpu.py has the bits.
+        found = [event.logprob for event in tokens[name]]
+        assert found == pytest.approx([event.logprob for event in clean[name]], abs=1e-4)
+    # Its blocks and its slot are clean again for whoever comes next.
+    for one in (*others(), request("third", None)):
+        engine.submit(one)
+    after, failed = run(engine)
+    assert not failed
+    assert ids(after["good"]) == ids(clean["good"])
+
+
+@contextmanager
+def failing_forward(engine: Engine, error: Exception) -> Iterator[None]:
+    """Within it, every forward pass of the base raises `error`."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    handle = engine._base.model.register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_a_failing_step_ends_its_requests_and_the_next_one_runs(engine: Engine) -> None:
+    engine.submit(request("a"))
+    wanted = ids(run(engine)[0]["a"])
+
+    with failing_forward(engine, torch.OutOfMemoryError("no more")):
+        engine.submit(request("a", n=2))
+        _, failed = run(engine)
+    assert set(failed) == {"a"}
+    assert failed["a"].code == "engine_failed"
+    engine.submit(request("b"))
+    assert ids(run(engine)[0]["b"]) == wanted
+
+
+def test_steps_that_keep_failing_end_the_engine(folders: tuple[Path, dict[str, Path]]) -> None:
+    engine = Engine(EngineConfig(model=str(folders[0]), blobs=""), FaultySource({}))
+
+    with failing_forward(engine, RuntimeError("the device is gone")):
+        for _ in range(MAX_FAILED_STEPS - 1):
+            engine.submit(request("a"))
+            run(engine)
+        engine.submit(request("a"))
+        with pytest.raises(EngineFailed, match="the device is gone"):
+            run(engine)
+    engine.close()
+
+
+def test_several_sequences_of_one_request(engine: Engine) -> None:
+    engine.submit(request("a", n=3))
+    tokens, _ = run(engine)
+    by_index = {i: [e.token_id for e in tokens["a"] if e.index == i] for i in range(3)}
+    assert len(by_index[0]) == GREEDY.max_tokens
+    assert by_index[0] == by_index[1] == by_index[2]
+    engine.submit(request("b", n=3, temperature=1.5, seed=4))
+    first, _ = run(engine)
+    engine.submit(request("b", n=3, temperature=1.5, seed=4))
+    again, _ = run(engine)
+    drawn = [[e.token_id for e in first["b"] if e.index == i] for i in range(3)]
+    assert len({tuple(one) for one in drawn}) == 3, "the sequences of one request are one and same"
+    assert [(e.index, e.token_id) for e in first["b"]] == [
+        (e.index, e.token_id) for e in again["b"]
+    ]
+
+
+def test_abort_frees_everything_at_once(engine: Engine) -> None:
+    good = engine._residency._source.digests["all"]  # type: ignore[attr-defined]
+    engine.submit(request("a", good, n=2))
+    engine.submit(request("b"))
+    while not engine.stats().slot_leases:
+        engine.step()
+    engine.abort("a")
+    engine.abort("a")  # over already: no error
+    engine.check()
+    assert engine.stats().slot_leases == 0
+    tokens, _ = run(engine)
+    assert "a" not in tokens
+    assert tokens["b"][-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "error", "says"),
+    [
+        ((), 4, InvalidRequest, "no tokens"),
+        ((1, 9999), 4, InvalidRequest, "outside 0 to"),
+        ((1, -1), 4, InvalidRequest, "outside 0 to"),
+        ((1,) * 250, 10, ContextLengthExceeded, "256 tokens; the prompt's 250 and max_tokens 10"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_at_submission(
+    engine: Engine, prompt: tuple[int, ...], max_tokens: int, error: type, says: str
+) -> None:
+    sampling = replace(GREEDY, max_tokens=max_tokens)
+    with pytest.raises(error, match=says):
+        engine.submit(GenerationRequest("x", prompt, sampling))
+    assert not engine.has_work()
+
+
+def test_an_id_in_use_is_refused(engine: Engine) -> None:
+    engine.submit(request("a"))
+    with pytest.raises(InvalidRequest, match="running"):
+        engine.submit(request("a"))
+    run(engine)

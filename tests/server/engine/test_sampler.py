@@ -1,0 +1,131 @@
+"""Sampling: distributions as stated, and a row that depends on its own sequence alone."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from server.engine.messages import SamplingParams
+from server.engine.sampler import sample
+from server.engine.sequence import Sequence
+
+VOCAB = 12
+LOGITS = torch.linspace(-2, 2, VOCAB)
+DRAWS = 3000
+
+
+def sequence(seed: int = 0, prompt: tuple[int, ...] = (1,), output: tuple[int, ...] = (), **s: Any):
+    sampling = SamplingParams(**({"max_tokens": 5} | s))
+    return Sequence("r", 0, len(prompt), [*prompt, *output], sampling, None, seed, 0.0)
+
+
+def draws(count: int = DRAWS, logits: Tensor = LOGITS, **sampling: Any) -> Counter[int]:
+    rows = [sequence(seed, **sampling) for seed in range(count)]
+    out = sample(logits.expand(count, -1), rows, [frozenset()] * count)
+    return Counter(token.token_id for token in out.tokens if token is not None)
+
+
+def greedy(logits: Tensor, one: Sequence, stops: frozenset[int] = frozenset()) -> int:
+    (token,) = sample(logits.unsqueeze(0), [one], [stops]).tokens
+    assert token is not None
+    return token.token_id
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_frequencies_are_the_softmax(temperature: float) -> None:
+    found = draws(temperature=temperature)
+    expected = (LOGITS / temperature).softmax(0)
+    for token in range(VOCAB):
+        p = float(expected[token])
+        sigma = (p * (1 - p) / DRAWS) ** 0.5
+        assert abs(found[token] / DRAWS - p) < 5 * sigma + 1e-9, token
+
+
+def test_top_k_keeps_the_k_likeliest() -> None:
+    assert set(draws(top_k=3)) == {9, 10, 11}
+
+
+def test_top_p_keeps_the_smallest_set_of_that_mass() -> None:
+    mass = LOGITS.softmax(0).flip(0).cumsum(0)
+    kept = int((mass < 0.6).sum()) + 1
+    assert set(draws(top_p=0.6)) == set(range(VOCAB - kept, VOCAB))
+    assert set(draws(top_p=1e-9)) == {VOCAB - 1}
+
+
+def test_min_p_keeps_what_is_likely_beside_the_likeliest() -> None:
+    p = LOGITS.softmax(0)
+    assert set(draws(min_p=0.5)) == {i for i in range(VOCAB) if p[i] >= 0.5 * p.max()}
+
+
+def test_a_draw_does_not_depend_on_batch_mates() -> None:
+    rows = [sequence(seed, temperature=t) for seed, t in enumerate([0.0, 0.7, 1.0, 1.3])]
+    logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(0))
+    together = sample(logits, rows, [frozenset()] * 4).tokens
+    alone = [sample(logits[i : i + 1], rows[i : i + 1], [frozenset()]).tokens[0] for i in range(4)]
+    assert list(together) == alone
+
+
+def test_the_seed_and_the_position_fix_the_draw() -> None:
+    flat = torch.zeros(5000)
+    first = greedy(flat, sequence(7))
+    assert greedy(flat, sequence(7)) == first
+    assert greedy(flat, sequence(8)) != first
+    assert greedy(flat, sequence(7, output=(3,))) != first
+
+
+def test_temperature_zero_takes_the_largest() -> None:
+    assert draws(50, temperature=0.0) == {VOCAB - 1: 50}
+
+
+def test_repetition_penalty_reads_prompt_and_output() -> None:
+    logits = torch.tensor([3.0, 2.0, -1.0, 1.0])
+    assert greedy(logits, sequence(prompt=(0,), temperature=0.0, repetition_penalty=2.0)) == 1
+    both = sequence(prompt=(0,), output=(1,), temperature=0.0, repetition_penalty=10.0)
+    assert greedy(logits, both) == 3
+
+
+def test_presence_and_frequency_read_output_only() -> None:
+    logits = torch.tensor([3.0, 2.5, 0.0])
+    assert greedy(logits, sequence(prompt=(0,), temperature=0.0, presence_penalty=1.0)) == 0
+    once = sequence(output=(0,), temperature=0.0, presence_penalty=1.0)
+    assert greedy(logits, once) == 1
+    counted = sequence(output=(0, 1, 1), temperature=0.0, frequency_penalty=0.4)
+    assert greedy(logits, counted) == 0
+
+
+def test_min_tokens_holds_back_what_would_end_it() -> None:
+    logits = torch.tensor([1.0, 5.0, 4.0])
+    short = sequence(temperature=0.0, min_tokens=1)
+    assert greedy(logits, short, frozenset({1, 2})) == 0
+    long_enough = sequence(output=(0,), temperature=0.0, min_tokens=1)
+    assert greedy(logits, long_enough, frozenset({1, 2})) == 1
+
+
+def test_logprobs_are_of_the_model_before_temperature_and_penalties() -> None:
+    one = sequence(temperature=0.0, logprobs=2, repetition_penalty=2.0, prompt=(VOCAB - 1,))
+    (token,) = sample(LOGITS.unsqueeze(0), [one], [frozenset()]).tokens
+    expected = LOGITS.log_softmax(0)
+    assert token is not None
+    assert token.token_id == VOCAB - 2
+    assert token.logprob == pytest.approx(float(expected[VOCAB - 2]))
+    assert [t for t, _ in token.top_logprobs] == [VOCAB - 1, VOCAB - 2]
+    assert token.top_logprobs[0][1] == pytest.approx(float(expected[VOCAB - 1]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_yields_no_token_and_harms_no_other(bad: float) -> None:
+    logits = torch.stack([LOGITS, LOGITS])
+    logits[0, 3] = bad
+    rows = [sequence(temperature=0.0, logprobs=1), sequence(temperature=0.0)]
+    poisoned, well = sample(logits, rows, [frozenset()] * 2).tokens
+    assert poisoned is None
+    assert well is not None
+    assert well.token_id == VOCAB - 1
+
+
+def test_a_mask_of_minus_infinity_is_no_fault() -> None:
+    logits = LOGITS.clone()
+    logits[VOCAB - 1] = float("-inf")
+    assert greedy(logits, sequence(temperature=0.0)) == VOCAB - 2

@@ -1,0 +1,94 @@
+"""The CPU form against a loop over rows, over mixes of adapters and ranks."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from server.kernels.backend import LowRankBackend, ReferenceBackend
+from server.kernels.cpu import CpuBackend
+from server.kernels.segments import NO_ADAPTER, plan_segments
+
+SLOTS, MAX_RANK, IN, OUT = 12, 64, 40, 56
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
+
+MIXES: dict[str, list[tuple[int, int]]] = {  # (rows, slot) runs
+    "one": [(5, 3)],
+    "distinct decodes": [(1, slot) for slot in range(SLOTS)],
+    "two each": [(2, slot) for slot in range(SLOTS)],
+    "uneven decodes": [(1, 2), (3, 4), (1, 5), (7, 6)],
+    "far apart": [(1, 0), (1, 11)],
+    "with base between": [(1, NO_ADAPTER), (1, 1), (2, NO_ADAPTER), (1, 2), (1, NO_ADAPTER)],
+    "base only": [(9, NO_ADAPTER)],
+    "long prompts": [(33, 7), (20, NO_ADAPTER), (64, 0)],
+    "decodes, then prompts": [(1, 0), (1, 1), (1, 5), (40, 1), (9, NO_ADAPTER), (31, 5)],
+    "one slot in both": [(2, 3), (1, NO_ADAPTER), (50, 3)],
+    "a slot twice among decodes": [(1, 4), (1, NO_ADAPTER), (2, 4)],
+}
+
+
+def loop(x: Tensor, a: Tensor, b: Tensor, runs: list[tuple[int, int]], ranks: list[int]) -> Tensor:
+    """The update of each row by itself, in float64."""
+    rows = []
+    for count, slot in runs:
+        for _ in range(count):
+            row = x[len(rows)].double()
+            if slot == NO_ADAPTER:
+                rows.append(torch.zeros(OUT, dtype=torch.float64))
+            else:
+                r = ranks[slot]
+                rows.append(row @ a[slot, :r].double().T @ b[slot, :r].double())
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("backend", [ReferenceBackend(), CpuBackend()], ids=lambda b: b.name)
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("rank", [1, 8, 24, 64, None], ids=lambda r: f"rank {r or 'mixed'}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_equals_a_loop_over_rows(
+    backend: LowRankBackend, mix: str, rank: int | None, dtype: torch.dtype
+) -> None:
+    runs = MIXES[mix]
+    draw = random.Random(0)
+    ranks = [rank or draw.randint(1, MAX_RANK) for _ in range(SLOTS)]
+    generator = torch.Generator().manual_seed(0)
+    tokens = sum(count for count, _ in runs)
+    x = torch.randn(tokens, IN, generator=generator).to(dtype)
+    a, b = torch.zeros(SLOTS, MAX_RANK, IN), torch.zeros(SLOTS, MAX_RANK, OUT)
+    for slot, r in enumerate(ranks):
+        a[slot, :r] = torch.randn(r, IN, generator=generator) / IN**0.5
+        b[slot, :r] = torch.randn(r, OUT, generator=generator) / r**0.5
+    a, b = a.to(dtype), b.to(dtype)
+    base = torch.randn(tokens, OUT, generator=generator).to(dtype)
+    out = base.clone()
+
+    prepared = backend.prepare(plan_segments(runs, ranks))
+    backend.expand(backend.shrink(x, a, prepared), b, prepared, out)
+
+    expected = base.double() + loop(x, a, b, runs, ranks)
+    torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    without = [slot == NO_ADAPTER for count, slot in runs for _ in range(count)]
+    assert torch.equal(out[torch.tensor(without)], base[torch.tensor(without)]), "base rows changed"
+
+
+@pytest.mark.parametrize("backend", [ReferenceBackend(), CpuBackend()], ids=lambda b: b.name)
+def test_a_poisoned_slot_leaves_other_rows_as_they_are(backend: LowRankBackend) -> None:
+    runs = [(1, 0), (1, 1), (1, 2), (20, 1), (1, NO_ADAPTER)]
+    prepared = backend.prepare(plan_segments(runs, [4] * 3))
+    x = torch.randn(24, IN)
+    a, b = torch.randn(3, 4, IN), torch.randn(3, 4, OUT)
+    clean, poisoned = torch.zeros(24, OUT), torch.zeros(24, OUT)
+    backend.expand(backend.shrink(x, a, prepared), b, prepared, clean)
+    a[1] = float("nan")
+    backend.expand(backend.shrink(x, a, prepared), b, prepared, poisoned)
+    others = torch.tensor([0, 2, 23])
+    assert torch.equal(poisoned[others], clean[others])
+    assert poisoned[1].isnan().all()
+
+
+@pytest.mark.parametrize("backend", [ReferenceBackend(), CpuBackend()], ids=lambda b: b.name)
+def test_segments_must_cover_x(backend: LowRankBackend) -> None:
+    prepared = backend.prepare(plan_segments([(3, 0)], [4]))
+    with pytest.raises(ValueError, match="segments cover 3 rows, x has 4"):
+        backend.shrink(torch.randn(4, IN), torch.randn(1, 4, IN), prepared)

@@ -1,0 +1,23 @@
+"""Segments: neighbours of one slot merge, offsets cover the rows."""
+
+import pytest
+
+from server.kernels.segments import NO_ADAPTER, Segment, plan_segments
+
+
+def test_neighbours_of_one_slot_are_one_segment() -> None:
+    plan = plan_segments([(1, 0), (1, 0), (4, NO_ADAPTER), (2, 1)], ranks=[8, 3])
+    assert plan.items == (
+        Segment(0, 2, 0, rank=8),
+        Segment(2, 6, NO_ADAPTER, rank=0),
+        Segment(6, 8, 1, rank=3),
+    )
+    assert plan.starts.tolist() == [0, 2, 6, 8]
+    assert plan.slots.tolist() == [0, NO_ADAPTER, 1]
+    assert plan.live_slots == {0, 1}
+    assert plan.tokens == 8
+
+
+def test_an_empty_run_is_a_fault_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="a run of 0 rows"):
+        plan_segments([(0, 1)], ranks=[4, 4])
