@@ -16,6 +16,10 @@ from adapters_store.errors import InvalidAdapter
 from adapters_store.store import AdapterStore, UploadedFile
 from tests.adapters_store.builders import uploads
 
+pytestmark = pytest.mark.filterwarnings(  # peft's use of transformers, nothing of ours
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
 CONFIGS = {
     "plain": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
     "patterns": LoraConfig(
