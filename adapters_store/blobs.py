@@ -48,12 +48,20 @@ class FolderBlobs:
     def verified(self, digest: str) -> Path:
         """The version's folder, after checking all of its bytes. Errors as `read`."""
         folder = self._folder(digest)
-        try:
-            found = package_digest(folder)
-        except FileNotFoundError as missing:
-            if folder.exists():
-                raise StoreCorrupt(f"stored version {digest} lacks a file") from missing
-            raise _not_found(digest) from None
+        while True:
+            try:
+                held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                raise _not_found(digest) from None
+            try:
+                found = package_digest(folder)
+                break
+            except FileNotFoundError as missing:
+                if _is_still(folder, held):
+                    raise StoreCorrupt(f"stored version {digest} lacks a file") from missing
+                # deleted under our eyes, and perhaps put again: look anew
+            finally:
+                os.close(held)
         if found != digest:
             raise StoreCorrupt(f"stored version {digest} now has the digest {found}")
         return folder
@@ -134,6 +142,14 @@ class OwnedBlobs(FolderBlobs):
 
 def _not_found(digest: str) -> AdapterNotFound:
     return AdapterNotFound(f"no version {digest[:64]!r} rests in this store")
+
+
+def _is_still(folder: Path, held: int) -> bool:
+    """Whether the path still means the folder that is held open (so its inode is not reused)."""
+    try:
+        return os.path.samestat(os.stat(folder), os.fstat(held))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

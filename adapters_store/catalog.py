@@ -102,6 +102,25 @@ class Catalog:
         with self._begin() as connection:
             return tuple(_adapter_record(row) for row in connection.execute(query))
 
+    def check(self) -> tuple[str, ...]:
+        """Recounts what must be true, by AssertionError; the digests of all bases' versions."""
+        with self._begin() as connection:
+            owned: dict[int, dict[int, int]] = {}  # adapter id → version number → version id
+            digests: set[str] = set()
+            for row in connection.execute(select(versions).order_by(versions.c.number)):
+                owned.setdefault(row.adapter_id, {})[row.number] = row.id
+                digests.add(row.digest)
+            current = {
+                row.adapter_id: row.version_id for row in connection.execute(select(aliases))
+            }
+            names = set(connection.execute(select(adapters.c.id)).scalars())
+        assert owned.keys() == names, "a name without versions, or versions without a name"
+        assert current.keys() == names, "a name without a current version"
+        for adapter_id, numbers in owned.items():
+            assert list(numbers) == list(range(1, len(numbers) + 1)), "numbers with a gap"
+            assert current[adapter_id] in numbers.values(), "another name's version is current"
+        return tuple(sorted(digests))
+
     def _first(self, condition: Any, name: str) -> VersionRecord | None:
         with self._begin() as connection:
             row = connection.execute(_versions(self._base, name).where(condition)).first()

@@ -3,6 +3,7 @@
 Here: write_package_zip. Not here: where versions lie, HTTP.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,14 +19,17 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say: no clock gets in
 def write_package_zip(package: Path, out: BinaryIO, *, base_name: str) -> None:
     """Writes the package's files to `out`: the same bytes whenever and wherever it is done.
 
+    Both files are open before the first byte is written; FileNotFoundError if one is missing.
     `out` needs only `write`. Stored, not deflated: weights do not get smaller.
     """
     config = portable_config(parse_config((package / CONFIG_NAME).read_bytes()), base_name)
-    weights = package / WEIGHTS_NAME
-    with ZipFile(_WriteOnly(out), "w", ZIP_STORED) as archive:  # type: ignore[arg-type]
+    with (
+        (package / WEIGHTS_NAME).open("rb") as source,
+        ZipFile(_WriteOnly(out), "w", ZIP_STORED) as archive,  # type: ignore[arg-type]
+    ):
         archive.writestr(_entry(CONFIG_NAME, len(config)), config)
-        entry = _entry(WEIGHTS_NAME, weights.stat().st_size)
-        with weights.open("rb") as source, archive.open(entry, "w") as target:
+        entry = _entry(WEIGHTS_NAME, os.fstat(source.fileno()).st_size)
+        with archive.open(entry, "w") as target:
             shutil.copyfileobj(source, target, CHUNK_BYTES)
 
 

@@ -173,7 +173,19 @@ class AdapterStore:
 
         Raises AdapterNotFound, StoreCorrupt, both before the first byte is written.
         """
-        write_package_zip(self._blobs.verified(digest), out, base_name=self._base_name)
+        package = self._blobs.verified(digest)
+        try:
+            write_package_zip(package, out, base_name=self._base_name)
+        except FileNotFoundError:
+            raise _not_found(digest) from None  # deleted since it was checked
+
+    def check(self) -> None:
+        """Recounts that every version in the catalog has its files, whole; reads all of them.
+
+        Raises AssertionError, AdapterNotFound, StoreCorrupt.
+        """
+        for digest in self._catalog.check():
+            self._blobs.verified(digest)
 
     def _by_digest(self, name: str, prefix: str) -> VersionRecord | None:
         matches = self._catalog.versions_by_digest(name, prefix)

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 ENV_PREFIX = "ADAPTERD_"
 DEMO_NAME = "adapterd-demo"
-OTHER_VARIABLES = ("server", "test_all")  # ADAPTERD_… names that are no settings of the server
+OTHER_VARIABLES = (
+    "server",
+    "test_all",
+    "data",
+)  # ADAPTERD_… names that are no settings of the server
 
 _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{unit}b": 1000**power for power, unit in enumerate("kmgt", start=1)}

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+KEPT = ("ADAPTERD_TEST_ALL", "ADAPTERD_DATA")  # of the tests themselves; no settings
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("ADAPTERD_TEST_ALL") == "1":
@@ -16,5 +18,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith("ADAPTERD_") and name != "ADAPTERD_TEST_ALL":
+        if name.startswith("ADAPTERD_") and name not in KEPT:
             monkeypatch.delenv(name)

@@ -1,0 +1,158 @@
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from adapters_store.blobs import FolderBlobs, OwnedBlobs
+from adapters_store.errors import AdapterNotFound, StoreCorrupt
+from adapters_store.package import CONFIG_NAME, WEIGHTS_NAME, write_package
+from tests.adapters_store.builders import folder
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    owned = OwnedBlobs(tmp_path / "store")
+    yield owned
+    owned.close()
+
+
+def put(blobs: OwnedBlobs, value: float = 1.0) -> str:
+    files = folder(value)
+    with blobs.staging() as staging:
+        (staging / "upload").write_bytes(files[WEIGHTS_NAME])
+        digest = write_package(files[CONFIG_NAME], staging / "upload", staging / "package")
+        blobs.put(digest, staging / "package")
+    return digest
+
+
+def staged(root: Path) -> list[Path]:
+    return list((root / "tmp").glob("*/*"))
+
+
+def test_a_reader_elsewhere_sees_what_was_put(blobs, tmp_path):
+    digest = put(blobs)
+    reader = FolderBlobs(tmp_path / "store")
+    content = reader.read(digest)
+    assert content.digest == digest
+    assert content.config["r"] == 4
+    assert {name: float(t.float().mean()) for name, t in content.tensors.items()} == {
+        "layers.0.q_proj.lora_A.weight": 1.0,
+        "layers.0.q_proj.lora_B.weight": 1.0,
+    }
+    blobs.delete(digest)
+    with pytest.raises(AdapterNotFound):
+        reader.read(digest)
+    assert float(content.tensors["layers.0.q_proj.lora_A.weight"].sum()) == 32.0  # still mapped
+
+
+def test_a_reader_writes_nothing(tmp_path):
+    with pytest.raises(AdapterNotFound):
+        FolderBlobs(tmp_path / "nowhere").read("0" * 64)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "G" * 64, "../" * 22, "0" * 64 + "\n", "É" * 64])
+def test_what_is_no_digest_is_not_found(blobs, digest):
+    with pytest.raises(AdapterNotFound):
+        blobs.read(digest)
+
+
+def test_putting_again_changes_nothing(blobs, tmp_path):
+    digest = put(blobs)
+    config = tmp_path / "store" / "sha256" / digest[:2] / digest / CONFIG_NAME
+    before = config.stat()
+    assert put(blobs) == digest
+    assert config.stat().st_ino == before.st_ino
+    assert staged(tmp_path / "store") == []
+
+
+def test_putting_again_mends_a_damaged_version(blobs, tmp_path):
+    digest = put(blobs)
+    weights = tmp_path / "store" / "sha256" / digest[:2] / digest / WEIGHTS_NAME
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(StoreCorrupt, match="digest"):
+        blobs.read(digest)
+    weights.unlink()
+    with pytest.raises(StoreCorrupt, match="lacks a file"):
+        blobs.read(digest)
+    assert put(blobs) == digest
+    assert blobs.read(digest).digest == digest
+    assert staged(tmp_path / "store") == []
+
+
+def test_a_version_under_another_digest_is_corrupt(blobs, tmp_path):
+    one, two = put(blobs, 1.0), put(blobs, 2.0)
+    root = tmp_path / "store" / "sha256"
+    os.rename(root / one[:2] / one / CONFIG_NAME, root / two[:2] / two / CONFIG_NAME)
+    os.rename(root / one[:2] / one / WEIGHTS_NAME, root / two[:2] / two / WEIGHTS_NAME)
+    with pytest.raises(StoreCorrupt):
+        blobs.read(two)
+
+
+def test_deleting_twice_is_no_fault(blobs):
+    digest = put(blobs)
+    blobs.delete(digest)
+    blobs.delete(digest)
+    with pytest.raises(AdapterNotFound):
+        blobs.read(digest)
+
+
+def test_staging_is_removed_whatever_happens(blobs, tmp_path):
+    def fail() -> None:
+        with blobs.staging() as staging:
+            (staging / "file").write_bytes(b"x")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert staged(tmp_path / "store") == []
+
+
+def test_a_dead_process_leftovers_are_swept_and_a_living_ones_kept(blobs, tmp_path):
+    root = tmp_path / "store"
+    script = (
+        "import os, signal, sys, pathlib\n"
+        "from adapters_store.blobs import OwnedBlobs\n"
+        "with OwnedBlobs(pathlib.Path(sys.argv[1])).staging() as staging:\n"
+        "    (staging / 'half').write_bytes(b'x')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(root)], check=False)
+    assert [path.name for path in (root / "tmp").glob("*/*/*")] == ["half"]
+    with blobs.staging() as mine:
+        OwnedBlobs(root).close()
+        assert mine.exists()
+        assert staged(root) == [mine]
+
+
+def test_readers_see_a_version_whole_or_not_at_all(blobs, tmp_path):
+    """While one thread puts and deletes it, over and over."""
+    digest = put(blobs)
+    stop = threading.Event()
+    faults: list[BaseException] = []
+    seen = {"there": 0, "gone": 0}
+
+    def look() -> None:
+        reader = FolderBlobs(tmp_path / "store")
+        while not stop.is_set():
+            try:
+                reader.read(digest)
+                seen["there"] += 1
+            except AdapterNotFound:
+                seen["gone"] += 1
+            except BaseException as fault:
+                faults.append(fault)
+                return
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for _ in range(60):
+        blobs.delete(digest)
+        put(blobs)
+    stop.set()
+    thread.join()
+    assert faults == []
+    assert seen["there"] > 0
