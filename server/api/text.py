@@ -54,7 +54,7 @@ class TextCodec:
     @classmethod
     def load(cls, model: str) -> "TextCodec":
         """The tokenizer in a folder or of a hub id. Blocking. Raises OSError, ValueError."""
-        return cls(AutoTokenizer.from_pretrained(model))
+        return cls(AutoTokenizer.from_pretrained(model, trust_remote_code=False))
 
     @property
     def has_chat_template(self) -> bool:
@@ -116,7 +116,8 @@ class TextCodec:
 
     def _encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:
         with self._guard:
-            return tuple(self._tokenizer.encode(text, add_special_tokens=special))
+            # Not verbose: whether it fits is checked, and answered, later.
+            return tuple(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
 
     def _encode_conversation(self, conversation: Conversation, param: str) -> tuple[int, ...]:
         if not self.has_chat_template:

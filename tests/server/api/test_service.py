@@ -138,3 +138,8 @@ async def test_a_refused_body_is_still_answered(house: House):
         headers = {"content-type": "application/json"}
         reply = await client.post(f"{url}/v1/completions", content=body, headers=headers)
         assert reply.status_code == 413
+
+
+async def test_the_openapi_document(house: House):
+    document = (await house.client.get("/openapi.json")).json()
+    assert {"/v1/completions", "/v1/adapters/{name}", "/health/live"} <= set(document["paths"])
