@@ -74,9 +74,9 @@ class Reference:
                 do_sample=False,
                 eos_token_id=None if ignore_eos else self._eos,
                 pad_token_id=0,
+                return_dict_in_generate=True,
+                output_logits=True,
             ),
-            return_dict_in_generate=True,
-            output_logits=True,
         )
         best = torch.cat(out.logits).float().topk(2, dim=-1).values  # [tokens, 2]
         tokens = tuple(out.sequences[0, len(prompt) :].tolist())
