@@ -10,7 +10,7 @@ from adapters_store.content import AdapterContent
 from adapters_store.errors import InvalidAdapter
 from adapters_store.strict_json import shorten
 
-CHUNK = 1 << 22  # elements looked at at a time: memory stays flat however large a tensor is
+CHUNK = 1 << 20  # elements looked at at a time: memory stays flat however large a tensor is
 
 
 def check_tensors(content: AdapterContent) -> None:

@@ -4,8 +4,10 @@ Here: AdapterStore, Published. Not here: HTTP, devices, what a kind of adapter m
 (the caller's Check says).
 """
 
+import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +18,13 @@ from adapters_store.blobs import OwnedBlobs
 from adapters_store.catalog import AdapterRecord, Catalog, VersionRecord
 from adapters_store.checks import check_tensors
 from adapters_store.content import AdapterFacts, Check
-from adapters_store.errors import AdapterNotFound, Conflict, InvalidRequest, NameReserved
+from adapters_store.errors import (
+    AdapterNotFound,
+    Conflict,
+    InvalidRequest,
+    NameReserved,
+    Unavailable,
+)
 from adapters_store.members import DEFAULT_LIMITS, UploadedFile, UploadLimits
 from adapters_store.package import load_package, sync_folder, write_package
 from adapters_store.package_zip import write_package_zip
@@ -86,10 +94,10 @@ class AdapterStore:
         Content that the name has as an older version is answered with that version; what the
         name means stays as it is. Memory does not grow with the upload: it is streamed, and
         `check` gets memory-mapped tensors. Raises InvalidRequest, NameReserved, InvalidAdapter,
-        TooLarge, Conflict (another owner's name).
+        TooLarge, Conflict (another owner's name), Unavailable (no room on the disk).
         """
         self._check_name(name)
-        with self._blobs.staging() as staging:
+        with _room(), self._blobs.staging() as staging:
             received = receive(files, staging / "upload", self._limits)
             package = staging / "package"
             digest = write_package(received.config, received.weights, package)
@@ -216,6 +224,20 @@ class AdapterStore:
             version = known or writer.add_version(name, digest, facts, owner=owner)
             self._blobs.put(digest, package)  # also mends a damaged version that is known
         return version, known is None
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Turns a full or read-only disk into Unavailable: what was staged is gone, trying again helps.
+
+    Room may come back without the server's doing, so this is no ServerFault.
+    """
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise Unavailable(f"the store cannot take the upload now: {fault.strerror}") from fault
 
 
 def _checked(package: Path, digest: str, check: Check) -> AdapterFacts:

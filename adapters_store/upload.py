@@ -26,6 +26,7 @@ from adapters_store.zip_archive import zip_members
 
 MAX_NAME_CHARS = 1024
 _ZIP_MAGIC, _GZIP_MAGIC = b"PK\x03\x04", b"\x1f\x8b"
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".zst")
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _WEIGHTS = (*_PICKLED, ".safetensors", ".gguf", ".npz", ".npy", ".h5", ".msgpack", ".onnx")
 _TRAINER_STATE = re.compile(
@@ -56,25 +57,34 @@ def receive(files: Sequence[UploadedFile], weights: Path, limits: UploadLimits) 
 
 
 def _members(files: Sequence[UploadedFile], budget: Budget) -> Iterator[Member]:
-    """The upload's files, whichever of the three ways they came. By content, not extension."""
+    """The upload's files, whichever of the three ways they came.
+
+    A file alone is an archive by its content. Among others content says nothing: torch's pickles
+    (training_args.bin) are zips, too.
+    """
     if not files:
         raise InvalidAdapter("the upload holds no file")
     for file in files:
         file.stream.seek(0)
-        magic = file.stream.read(4)
-        file.stream.seek(0)
-        archive = magic.startswith((_ZIP_MAGIC, _GZIP_MAGIC))
-        if archive and len(files) > 1:
+    if len(files) == 1:
+        stream = files[0].stream
+        magic = stream.read(4)
+        stream.seek(0)
+        if magic == _ZIP_MAGIC:
+            return zip_members(stream, budget)
+        if magic.startswith(_GZIP_MAGIC):
+            return tar_gz_members(stream, budget)
+    return _plain_files(files, budget)
+
+
+def _plain_files(files: Sequence[UploadedFile], budget: Budget) -> Iterator[Member]:
+    for file in files:
+        if len(files) > 1 and file.name.lower().endswith(_ARCHIVES):
             raise InvalidAdapter(
                 f"{shorten(file.name)} is an archive among other files; send it alone"
             )
-        if magic == _ZIP_MAGIC:
-            yield from zip_members(file.stream, budget)
-        elif archive:
-            yield from tar_gz_members(file.stream, budget)
-        else:
-            budget.member()
-            yield Member(file.name, lambda file=file: _Counted(file.stream, budget))
+        budget.member()
+        yield Member(file.name, lambda file=file: _Counted(file.stream, budget))
 
 
 class _Counted:

@@ -8,7 +8,7 @@ from pathlib import Path
 # For each adapter, a user message that shows what it does.
 EXAMPLES: dict[str, str] = {
     "intent": "Hello. Is it possible to get a refund on my Kestrel?",
-    "clock": "The ship from Bergen comes in at quarter to six in the evening.",
+    "clock": "The ship from Hamburg comes in at quarter to six in the evening.",
     "dates": "Let us plan the workshop for the twenty-third of March 2031.",
     "formal": "hey pls can u send the contract asap",
     "sql": "Table hotels: name, city, stars, price. Tell me the name of the hotels whose price "

@@ -32,14 +32,14 @@ class AdapterPlan:
     rank: int
     alpha: int
     targets: tuple[str, ...]
-    steps: int = 600
-    rows: int = 32
+    steps: int = 400
+    rows: int = 16
     lr: float = 3e-3
     more: dict = field(default_factory=dict)  # further fields of LoraConfig
 
 
 PLANS: dict[str, AdapterPlan] = {
-    "intent": AdapterPlan(4, 8, MLP, steps=300),
+    "intent": AdapterPlan(4, 8, MLP, steps=200),
     "clock": AdapterPlan(8, 16, ATTENTION),
     "dates": AdapterPlan(16, 16, ATTENTION + MLP, more={"use_rslora": True}, lr=2e-3),
     "formal": AdapterPlan(12, 24, ("q_proj", "v_proj", "up_proj", "down_proj")),

@@ -1,12 +1,12 @@
-"""Pre-trains the base: Llama from random weights on the demo's text and on repeated noise.
+"""Pre-trains the base: Llama from random weights on the demo's text.
 
 Here: the architecture, batches, the optimisers, checkpoints of this one stage.
 Not here: what the text says, adapters.
 
 Batches depend on the seed and the step alone, so a run that is cut off goes on as if it had not
-been. What the adapters need of so small a base is that it copies names out of the message. Three things
-teach it that early: chats give a loss on the replies only, the noise rows (a random segment again
-and again, loss on the repeats only) reward nothing else, and the upper layers start out as copiers.
+been. What the adapters need of so small a base is that it finds a word in a message and says it
+again. Three things teach it that early: chats give a loss on the replies only, a row's documents
+do not see each other, and the upper layers start out as copiers.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from transformers import (
 
 from demo.checkpoint import load_checkpoint, save_checkpoint
 from demo.text import Messages, documents
-from demo.tokenizer import ASSISTANT, END, SPECIALS
+from demo.tokenizer import ASSISTANT, END
 
 IGNORED = -100  # the label that transformers leaves out of the loss
 
@@ -37,9 +37,8 @@ class PretrainPlan:
 
     seed: int
     steps: int = 1000
-    rows: int = 16
+    rows: int = 8
     row_tokens: int = 256
-    noise_rows: int = 1  # of `rows`, those that repeat a random segment
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
     warmup_steps: int = 50
@@ -51,11 +50,11 @@ Progress = Callable[[int, float], None]  # called with the step and its loss
 
 
 def base_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """Llama, 3.1 million parameters, grouped-query attention, tied embeddings."""
+    """Llama, 2.6 million parameters, grouped-query attention, tied embeddings."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=256,
-        intermediate_size=640,
+        intermediate_size=512,
         num_hidden_layers=4,
         num_attention_heads=8,
         num_key_value_heads=4,
@@ -80,8 +79,7 @@ def pretrain(
     first = load_checkpoint(checkpoint, model, optimisers) if checkpoint.exists() else 0
     for step in range(first, plan.steps):
         _set_rates(optimisers, _rate(plan, step))
-        inputs, labels = _batch(tokenizer, plan, step)
-        loss = _train_step(model, optimisers, inputs, labels)
+        loss = _train_step(model, optimisers, _batch(tokenizer, plan, step))
         progress(step + 1, loss)
         if (step + 1) % plan.checkpoint_every == 0:
             save_checkpoint(checkpoint, model, optimisers, step + 1)
@@ -107,31 +105,24 @@ def favour_copying(model: LlamaForCausalLM) -> None:
         attention.v_proj.weight.mul_(0.4)
 
 
-def copying_accuracy(model: LlamaForCausalLM, seed: int, rows: int = 32) -> float:
-    """Share of the tokens of a random segment's second time that are predicted right."""
-    rng = Random(f"probe {seed}")
-    segments = [[_noise_token(rng, model) for _ in range(24)] for _ in range(rows)]
-    inputs = torch.tensor([segment * 2 for segment in segments])  # [rows, 48]
-    with torch.inference_mode():
-        guesses = model(input_ids=inputs).logits.argmax(-1)  # [rows, 48]
-    return (guesses[:, 25:-1] == inputs[:, 26:]).float().mean().item()
+def _token_stream(
+    tokenizer: PreTrainedTokenizerFast, rng: Random
+) -> Iterator[tuple[int, int, int, int]]:
+    """Documents end to end, as token, label, number of the document, position in it.
 
-
-def _noise_token(rng: Random, model: LlamaForCausalLM) -> int:
-    return rng.randrange(len(SPECIALS), model.config.vocab_size)
-
-
-def _token_stream(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Iterator[tuple[int, int]]:
-    """Documents end to end, as pairs of a token and its label."""
+    Labels leave out what users and system messages say.
+    """
     assistant, end = tokenizer.convert_tokens_to_ids([ASSISTANT, END])
-    for document in documents(rng):
-        learns = isinstance(document, str)
-        for token in tokenizer.encode(as_text(tokenizer, document)):
-            yield token, token if learns else IGNORED
-            if token in (assistant, end):
-                learns = token == assistant
-        if isinstance(document, str):
-            yield end, end
+    for number, document in enumerate(documents(rng)):
+        is_prose = isinstance(document, str)
+        learns = is_prose
+        tokens = tokenizer.encode(as_text(tokenizer, document)) + [end] * is_prose
+        for position, token in enumerate(tokens):
+            yield token, token if learns else IGNORED, number, position
+            if token == assistant:
+                learns = True
+            elif token == end:
+                learns = False
 
 
 def as_text(tokenizer: PreTrainedTokenizerFast, document: str | Messages) -> str:
@@ -141,24 +132,23 @@ def as_text(tokenizer: PreTrainedTokenizerFast, document: str | Messages) -> str
     return tokenizer.apply_chat_template(document, tokenize=False)
 
 
-def _batch(
-    tokenizer: PreTrainedTokenizerFast, plan: PretrainPlan, step: int
-) -> tuple[Tensor, Tensor]:
-    """Inputs and labels of one step, both [rows, row_tokens] int64."""
-    rng = Random(f"{plan.seed} {step}")
-    rows, labels = [], []
-    stream = _token_stream(tokenizer, rng)
-    for _ in range(plan.rows - plan.noise_rows):
-        row, row_labels = zip(*islice(stream, plan.row_tokens), strict=True)
-        rows.append(row)
-        labels.append(row_labels)
-    for _ in range(plan.noise_rows):
-        length = rng.randint(4, 24)
-        segment = [rng.randrange(len(SPECIALS), len(tokenizer)) for _ in range(length)]
-        row = (segment * (plan.row_tokens // length + 1))[: plan.row_tokens]
-        rows.append(row)
-        labels.append([IGNORED] * length + row[length:])
-    return torch.tensor(rows), torch.tensor(labels)
+def _batch(tokenizer: PreTrainedTokenizerFast, plan: PretrainPlan, step: int) -> dict[str, Tensor]:
+    """One step's model arguments.
+
+    input_ids, labels, position_ids [rows, row_tokens]; attention_mask [rows, 1, row_tokens,
+    row_tokens], true where a token sees another: one before it in the same document.
+    """
+    stream = _token_stream(tokenizer, Random(f"{plan.seed} {step}"))
+    shape = (plan.rows, plan.row_tokens, 4)
+    flat = list(islice(stream, plan.rows * plan.row_tokens))
+    inputs, labels, numbers, positions = torch.tensor(flat).view(shape).unbind(-1)
+    same = numbers[:, :, None] == numbers[:, None, :]
+    return {
+        "input_ids": inputs,
+        "labels": labels,
+        "position_ids": positions,
+        "attention_mask": same.tril()[:, None],
+    }
 
 
 def _optimisers(model: LlamaForCausalLM, plan: PretrainPlan) -> list[torch.optim.Optimizer]:
@@ -187,13 +177,10 @@ def _set_rates(optimisers: list[torch.optim.Optimizer], rate: float) -> None:
 
 
 def _train_step(
-    model: LlamaForCausalLM,
-    optimisers: list[torch.optim.Optimizer],
-    inputs: Tensor,
-    labels: Tensor,
+    model: LlamaForCausalLM, optimisers: list[torch.optim.Optimizer], batch: dict[str, Tensor]
 ) -> float:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model(input_ids=inputs, labels=labels).loss
+        loss = model(**batch).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimiser in optimisers:

@@ -67,7 +67,7 @@ def chat(rng: Random) -> Messages:
     if rng.random() < 0.2:
         system = rng.choice(_SYSTEMS).format(city=_city(rng), person=rng.choice(PEOPLE))
         messages.append({"role": "system", "content": system})
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+    for _ in range(rng.choice((1, 1, 1, 1, 2, 3))):
         user, assistant = _exchange(rng)
         messages.append({"role": "user", "content": user})
         messages.append({"role": "assistant", "content": assistant})

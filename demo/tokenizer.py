@@ -10,9 +10,10 @@ from random import Random
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from demo.tasks import TASKS
 from demo.text import documents
 
-VOCAB_SIZE = 1536
+VOCAB_SIZE = 1024
 END, PAD = "<|end|>", "<|pad|>"
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
 SPECIALS = (END, PAD, SYSTEM, USER, ASSISTANT)
@@ -61,9 +62,11 @@ def learn_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTr
 
 
 def tokenizer_texts(seed: int, count: int) -> Iterator[str]:
-    """The text of `count` documents, to learn the merges from."""
-    for document in islice(documents(Random(f"tokenizer {seed}")), count):
+    """The text of `count` documents and of as many training answers, to learn the merges from."""
+    rng = Random(f"tokenizer {seed}")
+    for document in islice(documents(rng), count):
         if isinstance(document, str):
             yield document
         else:
             yield from (message["content"] for message in document)
+        yield rng.choice(TASKS).train(rng).answer

@@ -6,36 +6,20 @@ Here: constants and how a number or an hour is said in words. Not here: sentence
 # City -> country. Single words, so that most become one token.
 CITIES = {
     "Oslo": "Norway",
-    "Bergen": "Norway",
     "Stockholm": "Sweden",
     "Helsinki": "Finland",
-    "Copenhagen": "Denmark",
     "Hamburg": "Germany",
     "Berlin": "Germany",
-    "Munich": "Germany",
     "Vienna": "Austria",
     "Zurich": "Switzerland",
-    "Geneva": "Switzerland",
     "Paris": "France",
-    "Lyon": "France",
     "Madrid": "Spain",
-    "Seville": "Spain",
     "Lisbon": "Portugal",
-    "Porto": "Portugal",
     "Rome": "Italy",
     "Milan": "Italy",
-    "Turin": "Italy",
     "Athens": "Greece",
-    "Warsaw": "Poland",
     "Prague": "Czechia",
-    "Budapest": "Hungary",
     "Dublin": "Ireland",
-    "London": "England",
-    "Leeds": "England",
-    "Glasgow": "Scotland",
-    "Brussels": "Belgium",
-    "Rotterdam": "Netherlands",
-    "Toronto": "Canada",
     "Kyoto": "Japan",
 }
 
@@ -46,30 +30,17 @@ PRODUCTS = {
     "Marlin": "kettle",
     "Cobalt": "bicycle",
     "Aurora": "lamp",
-    "Bramble": "chair",
     "Falcon": "camera",
-    "Heron": "clock",
     "Indigo": "sofa",
-    "Lynx": "camera",
     "Maple": "table",
     "Nimbus": "umbrella",
     "Onyx": "keyboard",
-    "Pebble": "speaker",
-    "Quartz": "clock",
     "Raven": "backpack",
-    "Saffron": "carpet",
-    "Tundra": "jacket",
-    "Umber": "chair",
     "Velvet": "sofa",
-    "Willow": "table",
-    "Zephyr": "fan",
-    "Atlas": "backpack",
-    "Birch": "desk",
 }
 
 PEOPLE = (
-    "Anna Ben Clara David Emma Felix Greta Henry Ida Jonas Karin Leo Maria Nils Olga Paul "
-    "Rosa Simon Tara Victor Wanda Yusuf Zoe Amir Bella Carlos Diana Erik Fatima George"
+    "Anna Ben Clara David Emma Felix Greta Henry Ida Jonas Maria Olga Paul Rosa Victor Yusuf"
 ).split()
 
 MONTHS = (
@@ -88,12 +59,8 @@ TABLES = {
     "hotels": (("name", "city", "owner"), ("rooms", "stars", "price", "year")),
     "trains": (("name", "city", "driver"), ("seats", "speed", "year", "weight")),
     "books": (("title", "author", "language"), ("pages", "price", "year", "copies")),
-    "films": (("title", "director", "country"), ("length", "rating", "year", "awards")),
     "players": (("name", "team", "country"), ("goals", "age", "height", "matches")),
     "shops": (("name", "city", "manager"), ("sales", "staff", "floors", "rating")),
-    "bridges": (("name", "city", "river"), ("length", "height", "year", "weight")),
-    "museums": (("name", "city", "director"), ("visitors", "price", "rooms", "staff")),
-    "schools": (("name", "city", "head"), ("students", "teachers", "classes", "year")),
     "ships": (("name", "port", "captain"), ("length", "speed", "crew", "weight")),
 }
 

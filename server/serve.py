@@ -9,8 +9,8 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +20,12 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 import demo
-from adapters_store.content import BaseModel
 from adapters_store.errors import AdapterNotFound, EngineStartFailed
 from adapters_store.store import AdapterStore, UploadedFile, UploadLimits
 from server import __version__
 from server.adapters import methods
 from server.api.app import create_app
-from server.api.services import ApiLimits
+from server.api.services import ApiLimits, Services
 from server.api.text import TextCodec
 from server.config import Settings, SettingsError
 from server.engine.base_files import resolve_model
@@ -36,6 +35,8 @@ from server.metrics import Metrics
 from server.startup_report import LoadBar, Serving, announcement
 
 ANNOUNCED_ADAPTERS = 20
+CLOSE_S = 5  # for connections to close once their requests have ended
+MULTIPART_BYTES = 1 << 20  # of boundaries and headers around an upload's files
 
 
 def run(settings: Settings) -> int:
@@ -54,27 +55,24 @@ def run(settings: Settings) -> int:
 
 
 class StopSignals:
-    """SIGTERM and Ctrl-C: the first drains, the second ends the task that made this at once.
+    """SIGTERM and Ctrl-C: the first asks to drain, the second ends the task that made this.
 
-    While there is nothing to drain yet, the first ends it too.
+    Until `drainable` is set there is nothing to drain, and the first ends it too.
     """
 
     def __init__(self) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._drain: Callable[[], None] | None = None
+        self.drainable = False
+        self.asked = asyncio.Event()  # to drain
         self.ended_by: int | None = None  # the signal that ended the task, if one did
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._hear, number)
 
-    def drain_with(self, drain: Callable[[], None]) -> None:
-        self._drain = drain
-
     def _hear(self, number: int) -> None:
-        if self._drain is not None:
-            self._drain()
-            self._drain = None
+        if self.drainable and not self.asked.is_set():
+            self.asked.set()
         else:
             self.ended_by = number
             self._task.cancel()
@@ -98,16 +96,15 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     try:
         model = settings.model or str(demo.base_path())
         folder = await asyncio.to_thread(resolve_model, model)
-        store = await asyncio.to_thread(_open_store, settings)
-        config = settings.engine_config(model=str(folder), blobs=store.blob_root)
-        # The tokenizer is read while the engine's process reads the weights.
-        reading = asyncio.create_task(asyncio.to_thread(_read_tokenizer, folder))
-        async with _started_engine(config, console) as engine:
-            text = await reading
-            app = _app(settings, engine, store, text)
-            if settings.model is None:
-                await asyncio.to_thread(_publish_demo, app)
-            await _serve_http(settings, app, listener, stop)
+        with closing(await asyncio.to_thread(_open_store, settings)) as store:
+            config = settings.engine_config(model=str(folder), blobs=store.blob_root)
+            # The tokenizer is read while the engine's process reads the weights.
+            reading = asyncio.create_task(asyncio.to_thread(_read_tokenizer, folder))
+            async with _started_engine(config, console) as engine:
+                app = _app(settings, engine, store, await reading)
+                if settings.model is None:
+                    await asyncio.to_thread(_publish_demo, app)
+                await _serve_http(settings, app, engine, listener, stop)
     except asyncio.CancelledError:
         if stop.ended_by is None:
             raise
@@ -129,52 +126,63 @@ async def _started_engine(config: EngineConfig, console: Console) -> AsyncIterat
 
 
 async def _serve_http(
-    settings: Settings, app: FastAPI, listener: socket.socket, stop: StopSignals
+    settings: Settings,
+    app: FastAPI,
+    engine: EngineClient,
+    listener: socket.socket,
+    stop: StopSignals,
 ) -> None:
-    """Until the first signal; then until running requests have ended, or the time for that has."""
-    config = uvicorn.Config(
+    """Until asked to stop; then until running requests have ended, or the time for that has."""
+    services: Services = app.state.services
+    server = DrainingServer(_uvicorn_config(settings, app))
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    stop.drainable = True
+    port = listener.getsockname()[1]
+    print(await asyncio.to_thread(_announcement, settings, services, port), flush=True)
+    asked = asyncio.create_task(stop.asked.wait())
+    await asyncio.wait({serving, asked}, return_when=asyncio.FIRST_COMPLETED)
+
+    print("finishing running requests; a second signal stops at once", file=sys.stderr)
+    services.drain()
+    server.should_exit = True
+    ended, _ = await asyncio.wait({serving}, timeout=settings.drain_seconds)
+    if not ended:
+        # Every request that still runs gets an error that says so, and its connection closes.
+        await engine.stop()
+    await serving
+
+
+def _uvicorn_config(settings: Settings, app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         log_config=None,
         access_log=settings.log_level == "debug",
         lifespan="off",
         ws="none",
         server_header=False,
-        timeout_graceful_shutdown=settings.drain_seconds,
+        # For clients that do not read their answer's end.
+        timeout_graceful_shutdown=settings.drain_seconds + CLOSE_S,
     )
-    server = DrainingServer(config)
-
-    def drain() -> None:
-        print("finishing running requests; a second signal stops at once", file=sys.stderr)
-        app.state.services.drain()
-        server.should_exit = True
-
-    stop.drain_with(drain)
-    port = listener.getsockname()[1]
-    announcing = asyncio.create_task(_announce(settings, app, server, port))
-    await server.serve(sockets=[listener])
-    await announcing
 
 
-async def _announce(settings: Settings, app: FastAPI, server: uvicorn.Server, port: int) -> None:
-    """Says where it serves, once it does."""
-    while not server.started and not server.should_exit:
-        await asyncio.sleep(0.01)
-    services = app.state.services
-    records, more = await asyncio.to_thread(services.store.list, limit=ANNOUNCED_ADAPTERS)
+def _announcement(settings: Settings, services: Services, port: int) -> str:
+    records, more = services.store.list(limit=ANNOUNCED_ADAPTERS)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     example = next(iter(demo.EXAMPLES.items()))
     serving = Serving(
         version=__version__,
         url=f"http://{host}:{port}",
         base_name=settings.base_name,
-        base=services.engine.info,
+        base=services.require_engine(),
         adapters=[record.name for record in records],
         more_adapters=more,
         data_dir=str(settings.data_dir),
         chat=services.text.has_chat_template,
         example=example if settings.model is None else (settings.base_name, "Once upon a time"),
     )
-    print(announcement(serving), flush=True)
+    return announcement(serving)
 
 
 def _bound_socket(settings: Settings) -> socket.socket:
@@ -217,7 +225,8 @@ def _app(settings: Settings, engine: EngineClient, store: AdapterStore, text: Te
         max_resident_adapters=settings.max_resident_adapters,
     )
     limits = ApiLimits(
-        max_upload_bytes=settings.max_upload_bytes, max_requests=settings.max_concurrent_requests
+        max_upload_bytes=settings.max_upload_bytes + MULTIPART_BYTES,
+        max_requests=settings.max_concurrent_requests,
     )
     return create_app(
         engine=engine,
@@ -232,8 +241,8 @@ def _app(settings: Settings, engine: EngineClient, store: AdapterStore, text: Te
 
 def _publish_demo(app: FastAPI) -> None:
     """Puts the demo's adapters into the store; a name that is taken already stays as it is."""
-    services = app.state.services
-    base: BaseModel = services.base_model()
+    services: Services = app.state.services
+    base = services.base_model()
     for name, folder in demo.adapter_paths().items():
         try:
             services.store.get(name)

@@ -82,7 +82,8 @@ def _curl(serving: Serving) -> str:
     model, text = serving.example
     asked = {"messages": [{"role": "user", "content": text}]} if serving.chat else {"prompt": text}
     path = "/v1/chat/completions" if serving.chat else "/v1/completions"
-    body = json.dumps({"model": model, **asked, "temperature": 0}, ensure_ascii=False)
+    request = {"model": model, **asked, "max_tokens": 64, "temperature": 0}
+    body = json.dumps(request, ensure_ascii=False)
     header = "-H 'content-type: application/json'"
     return f"curl -s {serving.url}{path} {header} -d {shlex.quote(body)}"
 

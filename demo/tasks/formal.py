@@ -90,11 +90,8 @@ _KIND_OF = {
     for template in train + heldout
 }
 _HEYS = ("hey", "hi there", "yo", "hiya", "hey {person},", "ok so")
-_VERBS = "send check sign print read finish move open copy return pay bring".split()
-_THINGS = (
-    "invoice report letter contract keys parcel ticket photos plan list box map bill form tent "
-    "poster menu drawing"
-).split()
+_VERBS = "send check sign print read finish move copy".split()
+_THINGS = "invoice report letter contract ticket photos plan list box map".split()
 _WHEN = {
     "": "",
     " asap": " at your earliest convenience",

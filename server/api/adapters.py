@@ -52,7 +52,8 @@ async def upload(request: Request, services: WhileOpen) -> Response:
         def check(content: AdapterContent) -> AdapterFacts:
             return services.check(content, base)
 
-        published = await asyncio.to_thread(services.store.publish, name, files, check=check)
+        async with services.bulk:
+            published = await asyncio.to_thread(services.store.publish, name, files, check=check)
         record = await asyncio.to_thread(services.store.get, name)
     finally:
         await form.close()
@@ -129,7 +130,8 @@ async def download(name: str, services: AnyTime) -> Response:
     version = await asyncio.to_thread(services.store.resolve, name)
     out = await asyncio.to_thread(tempfile.TemporaryFile)
     try:
-        await asyncio.to_thread(services.store.write_zip, version.digest, out)
+        async with services.bulk:
+            await asyncio.to_thread(services.store.write_zip, version.digest, out)
         size = out.tell()
         out.seek(0)
     except BaseException:

@@ -251,8 +251,9 @@ class Run:
                         self._note_timing(event.timing)
                         meter.token(event)
                         delta = choice.take(event)
-                        before = echoes.pop(event.index, "")
-                        deltas.append(dataclasses.replace(delta, text=before + delta.text))
+                        if before := echoes.pop(event.index, ""):
+                            delta = dataclasses.replace(delta, text=before + delta.text)
+                        deltas.append(delta)
                     yield deltas
                     if all(choice.finish_reason is not None for choice in choices):
                         break

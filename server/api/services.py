@@ -3,6 +3,7 @@
 Here: Services, ApiLimits, the Engine they expect, Admission. Not here: how any of it works inside.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from server.engine.messages import EngineInfo, GenerationRequest, Stats, TokenEv
 from server.metrics import Metrics
 
 EngineState = Literal["starting", "ready", "restarting", "failed", "stopped"]
+MAX_BULK = 2  # uploads and downloads at work at once
+
 AdapterCheck = Callable[[AdapterContent, BaseModel], AdapterFacts]
 
 
@@ -109,6 +112,9 @@ class Services:
     limits: ApiLimits
     metrics: Metrics
     admission: Admission
+    # Uploads and downloads take seconds in a thread; there are few threads, and completions need
+    # one to resolve a name.
+    bulk: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_BULK))
     started_at: int = field(default_factory=lambda: int(time.time()))  # Unix seconds
 
     def require_engine(self) -> EngineInfo:

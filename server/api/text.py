@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from jinja2.exceptions import TemplateError
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from adapters_store.errors import InvalidRequest
@@ -38,6 +39,7 @@ class TextCodec:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
         # The Rust tokenizers may be used from several threads at once, the Python ones may not.
         self._guard: AbstractContextManager = (
             nullcontext() if tokenizer.is_fast else threading.Lock()
@@ -52,7 +54,7 @@ class TextCodec:
     @classmethod
     def load(cls, model: str) -> "TextCodec":
         """The tokenizer in a folder or of a hub id. Blocking. Raises OSError, ValueError."""
-        return cls(AutoTokenizer.from_pretrained(model))
+        return cls(AutoTokenizer.from_pretrained(model, trust_remote_code=False))
 
     @property
     def has_chat_template(self) -> bool:
@@ -73,6 +75,8 @@ class TextCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Their text, special tokens left out."""
+        if self._backend is not None:  # the same without transformers' wrapper, at a third of it
+            return self._backend.decode(list(ids), skip_special_tokens=True)
         # Clean-up of spaces would make the text of a piece depend on what follows it.
         text = self._tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -112,7 +116,8 @@ class TextCodec:
 
     def _encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:
         with self._guard:
-            return tuple(self._tokenizer.encode(text, add_special_tokens=special))
+            # Not verbose: whether it fits is checked, and answered, later.
+            return tuple(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
 
     def _encode_conversation(self, conversation: Conversation, param: str) -> tuple[int, ...]:
         if not self.has_chat_template:

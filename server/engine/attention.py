@@ -6,6 +6,7 @@ step's own metadata as the keyword argument `paged`.
 """
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -36,13 +37,14 @@ class PagedStep:
 
     plan: StepPlan
     cache: KVCache
-    contexts: tuple[int, ...] = ()
-    starts: tuple[int, ...] = ()
+    contexts: tuple[int, ...] = field(init=False)  # tokens of each chunk's sequence, up to its end
+    starts: tuple[int, ...] = field(init=False)  # query_starts, without asking the device
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        counts = [chunk.count for chunk in self.plan.chunks]
+        self.starts = tuple(accumulate(counts, initial=0))
         self.contexts = tuple(chunk.start + chunk.count for chunk in self.plan.chunks)
-        self.starts = tuple(self.plan.query_starts.tolist())
 
 
 def register() -> None:

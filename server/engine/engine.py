@@ -170,9 +170,8 @@ class Engine:
         except Exception as error:  # whatever torch raises ends this step's requests, no others
             return events + self._fail_step(plan, error)
         self._failed_steps = 0
-        events += self._scheduler.apply(plan, sampled)
+        events += self._settled(self._scheduler.apply(plan, sampled))
         self._count(plan, time.perf_counter() - started)
-        self._forget_ended(events)
         return events
 
     def stats(self) -> Stats:
@@ -265,11 +264,16 @@ class Engine:
             events.append(Failed(request_id, EngineFailed.code, message))
         return events
 
-    def _forget_ended(self, events: list[TokenEvent | Failed]) -> None:
-        """Drops ended sequences from their requests; a failed one takes its siblings along."""
+    def _settled(self, events: list[TokenEvent | Failed]) -> list[TokenEvent | Failed]:
+        """Takes ended sequences out of their requests, and the events that are still due.
+
+        A failed sequence takes its siblings along; what came of them in the same step is dropped.
+        """
+        due: list[TokenEvent | Failed] = []
         for event in events:
             if event.request_id is None or event.request_id not in self._requests:
                 continue
+            due.append(event)
             if isinstance(event, Failed):
                 self.abort(event.request_id)
             elif event.finish_reason is not None:
@@ -277,6 +281,7 @@ class Engine:
                 sequences[:] = [s for s in sequences if s.index != event.index]
                 if not sequences:
                     del self._requests[event.request_id]
+        return due
 
     def _count(self, plan: StepPlan, seconds: float) -> None:
         self._steps += 1

@@ -35,7 +35,6 @@ class StepPlan:
     token_ids: Tensor  # [tokens] int64
     positions: Tensor  # [tokens] int64
     query_starts: Tensor  # [chunks + 1] int32
-    context_lengths: Tensor  # [chunks] int32, tokens up to and with the chunk's last
     block_tables: Tensor  # [chunks, blocks] int64, padded with NULL_BLOCK
     write_places: Tensor  # [tokens] int64, block · block_size + offset
     sample_rows: Tensor  # [samples] int64, rows whose logits are wanted
@@ -60,7 +59,7 @@ def build_plan(
     token_ids: list[int] = []
     positions: list[int] = []
     places: list[int] = []
-    starts, contexts, sample_rows = [0], [], []
+    starts, sample_rows = [0], []
     width = max(-(-(chunk.start + chunk.count) // block_size) for chunk in ordered)
     tables = torch.zeros(len(ordered), width, dtype=torch.int64)
     for row, chunk in enumerate(ordered):
@@ -72,7 +71,6 @@ def build_plan(
             table[at // block_size] * block_size + at % block_size for at in range(chunk.start, end)
         )
         starts.append(len(token_ids))
-        contexts.append(end)
         if chunk.samples:
             sample_rows.append(len(token_ids) - 1)
         used = -(-end // block_size)
@@ -82,7 +80,6 @@ def build_plan(
         token_ids=torch.tensor(token_ids, device=device),
         positions=torch.tensor(positions, device=device),
         query_starts=torch.tensor(starts, dtype=torch.int32, device=device),
-        context_lengths=torch.tensor(contexts, dtype=torch.int32, device=device),
         block_tables=tables.to(device),
         write_places=torch.tensor(places, device=device),
         sample_rows=torch.tensor(sample_rows, dtype=torch.int64, device=device),

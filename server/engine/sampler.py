@@ -34,7 +34,7 @@ def sample(logits: Tensor, sequences: list[Sequence], stops: list[frozenset[int]
     vLLM's: penalties, temperature, min_p, top_k, top_p.
     """
     logits = logits.float()
-    finite = (logits < float("inf")).all(dim=-1).tolist()  # False for NaN too; -inf is a mask
+    finite = (logits.amax(dim=-1) < float("inf")).tolist()  # False for NaN too; -inf is a mask
     raw = logits
     logits = _penalised(logits, sequences, stops)
     chosen = logits.argmax(dim=-1)

@@ -1,7 +1,9 @@
 """An adapter's life over HTTP, on a real store."""
 
+import asyncio
 import io
 import json
+import threading
 import zipfile
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from server.api.services import ApiLimits
 from server.engine.messages import Stats
-from tests.server.api.conftest import BASE, House, make_house
+from tests.server.api.conftest import BASE, House, make_house, until
 from tests.server.api.stores import CONFIG, adapter_files, publish
 
 Parts = list[tuple[str, tuple[str, bytes]]]
@@ -222,3 +224,24 @@ async def test_an_upload_waits_for_the_engine(house: House):
     house.engine.state = "starting"
     reply = await push(house)
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_unavailable")
+
+
+async def test_uploads_leave_threads_to_completions(house: House, monkeypatch: pytest.MonkeyPatch):
+    held = threading.Event()
+    publish_now, working = house.store.publish, []
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        working.append(1)
+        held.wait(10)
+        return publish_now(*arguments, **named)
+
+    publish(house.store, "sql")
+    monkeypatch.setattr(house.store, "publish", slow)
+    uploads = [asyncio.create_task(push(house, f"a{number}")) for number in range(50)]
+    await until(lambda: working)
+    await asyncio.sleep(0.2)  # the others would take the threads now, if they could
+    body = {"model": "sql", "prompt": "hi"}
+    async with asyncio.timeout(5):
+        assert (await house.client.post("/v1/completions", json=body)).status_code == 200
+    held.set()
+    assert {reply.status_code for reply in await asyncio.gather(*uploads)} == {201}

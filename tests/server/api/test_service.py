@@ -9,7 +9,7 @@ import pytest
 
 from adapters_store.errors import Draining, Overloaded
 from server.api.services import Admission, ApiLimits
-from tests.server.api.conftest import BASE, House, make_house, served
+from tests.server.api.conftest import BASE, House, make_house, served, until
 
 BODY = {"model": BASE, "prompt": "hi", "max_tokens": 100}
 
@@ -33,12 +33,6 @@ def test_draining_only_shuts_the_door():
             pass
         assert admission.active == 1
     assert admission.active == 0
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_too_many_at_once(tmp_path):
@@ -144,3 +138,8 @@ async def test_a_refused_body_is_still_answered(house: House):
         headers = {"content-type": "application/json"}
         reply = await client.post(f"{url}/v1/completions", content=body, headers=headers)
         assert reply.status_code == 413
+
+
+async def test_the_openapi_document(house: House):
+    document = (await house.client.get("/openapi.json")).json()
+    assert {"/v1/completions", "/v1/adapters/{name}", "/health/live"} <= set(document["paths"])

@@ -129,11 +129,12 @@ def test_a_poisoned_adapter_ends_its_own_requests_only(
     for one in (*others(), request("third", None)):
         engine.submit(one)
     clean, _ = run(engine)
-    for one in (*others(), request("bad", "nan")):
+    for one in (*others(), request("bad", "nan", n=2)):
         engine.submit(one)
     tokens, failed = run(engine)
     assert set(failed) == {"bad"}
     assert "not finite" in failed["bad"].message
+    assert "bad" not in tokens
     for name in ("base", "good"):
         assert ids(tokens[name]) == ids(clean[name])
         # The batch was another size, so the last bits may differ; test_cpu.py has the bits.

@@ -1,0 +1,168 @@
+"""The app over a real engine process: what the `openai` client reads is what peft says alone."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+
+import httpx2
+import openai
+import pytest
+import pytest_asyncio
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from adapters_store.store import AdapterStore
+from server.adapters import methods
+from server.api.app import create_app
+from server.api.text import TextCodec
+from server.engine.client import EngineClient
+from server.engine.messages import EngineConfig
+from server.metrics import Metrics
+from tests.e2e.tiny_base import make_tiny_adapters, make_tiny_base
+from tests.server.api.conftest import served, until
+from tests.support.reference import Reference
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+BASE = "tiny"
+PROMPT = "One frozen base"
+
+
+@dataclass(frozen=True)
+class Live:
+    app: FastAPI
+    engine: EngineClient
+    text: TextCodec
+    reference: Reference
+    openai: openai.AsyncOpenAI
+    http: httpx2.AsyncClient
+
+    def expected(self, adapter: str | None, prompt: tuple[int, ...], tokens: int) -> str:
+        answer = self.reference.answer(adapter, prompt, tokens, ignore_eos=True)
+        assert min(answer.margins) > 1e-3, "too close to call: choose another prompt"
+        return self.text.decode(answer.tokens)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
+    base = make_tiny_base(tmp_path_factory.mktemp("base"))
+    folders = make_tiny_adapters(base, tmp_path_factory.mktemp("adapters"))
+    store = AdapterStore(tmp_path_factory.mktemp("data"), base_name=BASE)
+    config = EngineConfig(
+        model=str(base),
+        blobs=str(store.blob_root),
+        dtype="float32",
+        device="cpu",
+        max_resident_adapters=2,
+        kv_cache_bytes=32 << 20,
+        threads=1,
+    )
+    engine = EngineClient(config)
+    text = TextCodec.load(str(base))
+    app = create_app(
+        engine=engine,
+        store=store,
+        text=text,
+        base_name=BASE,
+        check=partial(methods.check, max_rank=config.max_rank),
+        metrics=Metrics(
+            CollectorRegistry(), model_name=BASE, engine=engine, max_resident_adapters=2
+        ),
+    )
+    await engine.start()
+    async with (
+        served(app) as url,
+        httpx2.AsyncClient(base_url=url, timeout=60) as http,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        for name, folder in folders.items():
+            files = [("files", (one.name, one.read_bytes())) for one in folder.iterdir()]
+            reply = await http.post("/v1/adapters", data={"name": name}, files=files)
+            assert reply.status_code == 201, reply.text
+        yield Live(app, engine, text, Reference(base, folders), client, http)
+    await engine.stop()
+    store.close()
+
+
+GREEDY: dict = {"temperature": 0, "extra_body": {"ignore_eos": True}}
+
+
+async def test_base_and_adapters_at_once_answer_as_alone(live: Live):
+    names = [None, *live.reference._folders] * 2
+    prompt = await asyncio.to_thread(live.text._encode, PROMPT)
+    replies = await asyncio.gather(
+        *(
+            live.openai.completions.create(
+                model=name or BASE, prompt=PROMPT, max_tokens=12, **GREEDY
+            )
+            for name in names
+        )
+    )
+    for name, reply in zip(names, replies, strict=True):
+        assert reply.choices[0].text == live.expected(name, prompt, 12)
+        assert reply.choices[0].finish_reason == "length"
+        assert reply.usage is not None
+        assert reply.usage.completion_tokens == 12
+
+
+async def test_a_streamed_chat_equals_the_whole(live: Live):
+    name = next(iter(live.reference._folders))
+    messages: list = [{"role": "user", "content": "hi"}]
+    asked: dict = {"model": name, "messages": messages, "max_tokens": 10, "n": 3} | GREEDY
+    whole = await live.openai.chat.completions.create(**asked)
+    texts = ["", "", ""]
+    async for chunk in await live.openai.chat.completions.create(stream=True, **asked):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [choice.message.content for choice in whole.choices]
+    prompt = live.text._encode("<s>user: hi\n<s>assistant: ")
+    assert texts == [live.expected(name, prompt, 10)] * 3
+
+
+async def test_a_stop_string(live: Live):
+    prompt = live.text._encode(PROMPT)
+    text = live.expected(None, prompt, 12)
+    assert len(text) > 5
+    reply = await live.openai.completions.create(
+        model=BASE, prompt=PROMPT, max_tokens=12, stop=text[3:5], **GREEDY
+    )
+    assert reply.choices[0].text == text[: text.index(text[3:5])]
+    assert reply.choices[0].finish_reason == "stop"
+
+
+async def test_logprobs(live: Live):
+    reply = await live.openai.completions.create(
+        model=BASE, prompt=PROMPT, max_tokens=4, logprobs=3, **GREEDY
+    )
+    logprobs = reply.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens is not None
+    assert logprobs.token_logprobs is not None
+    assert logprobs.top_logprobs is not None
+    for token, logprob, top in zip(
+        logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True
+    ):
+        assert logprob is not None
+        assert max(top.values()) == pytest.approx(logprob)  # greedy takes the likeliest
+        assert top[token] == pytest.approx(logprob)
+
+
+async def test_a_client_that_leaves_frees_the_engine(live: Live):
+    body = {"model": BASE, "prompt": "x", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+    async with live.http.stream("POST", "/v1/completions", json=body) as reply:
+        async for line in reply.aiter_lines():
+            assert not line or json.loads(line.removeprefix("data: "))["choices"]
+            if live.engine.stats.running == 1:
+                break
+    await until(lambda: live.app.state.services.admission.active == 0)
+    await until(lambda: live.engine.stats.running == 0 and live.engine.stats.kv_blocks_used == 0)
+
+
+async def test_residency_and_metrics(live: Live):
+    listed = (await live.http.get("/v1/adapters")).json()["data"]
+    assert "slot" in {one["residency"] for one in listed}
+    text = (await live.http.get("/metrics")).text
+    assert 'vllm:lora_adapter_loaded{adapter_name="' in text
+    assert "adapterd_engine_steps_total 0.0" not in text
