@@ -202,10 +202,18 @@ def test_lists_by_name_page_by_page(store):
         (["c"], False),
         (["a", "b", "c"], False),
     ]
-    for unknown in ("zzz", "\ud800"):
+    for unfit in ("No Name", "\ud800"):
         with pytest.raises(InvalidRequest) as refused:
-            store.list(limit=2, after=unknown)
+            store.list(limit=2, after=unfit)
         assert refused.value.param == "after"
+
+
+def test_a_page_follows_one_whose_last_adapter_was_deleted_meanwhile(store):
+    for name in ("a", "b", "c"):
+        publish(store, name)
+    store.delete("b")
+    found, more = store.list(limit=2, after="b")
+    assert ([record.name for record in found], more) == (["c"], False)
 
 
 def test_delete_keeps_what_another_name_shares(store):
