@@ -7,7 +7,7 @@ from transformers import AutoConfig
 
 from server.engine.engine import Engine
 from tests.support.reference import Answer, Reference
-from tests.support.traffic import Call, Outcome
+from tests.support.traffic import Call, Key, Outcome
 
 
 def kv_bytes(base: Path, blocks: int, block_size: int) -> int:
@@ -20,18 +20,19 @@ def kv_bytes(base: Path, blocks: int, block_size: int) -> int:
 
 
 def wrong_answers(
-    calls: Sequence[Call], outcomes: Mapping[str, Outcome], reference: Reference
+    calls: Sequence[Call], outcomes: Mapping[Key, Outcome], reference: Reference
 ) -> list[str]:
-    """One line for each call whose tokens or reason are not the reference's; [] if all are.
+    """One line for each sequence whose tokens or reason are not the reference's; [] if all are.
 
     An aborted call must have a beginning of the reference's answer.
     """
     lines = []
     for call in calls:
         answer = reference.answer(call.adapter, call.prompt, call.max_tokens, call.ignore_eos)
-        fault = _fault(call, outcomes[call.id], answer)
-        if fault is not None:
-            lines.append(f"{call.id} ({call.adapter}, {len(call.prompt)} tokens): {fault}")
+        for index in range(call.n):
+            fault = _fault(call, outcomes[call.id, index], answer)
+            if fault is not None:
+                lines.append(f"{call.id} ({call.adapter}, {len(call.prompt)} tokens): {fault}")
     return lines
 
 

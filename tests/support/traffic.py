@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from server.engine.engine import Engine
 from server.engine.messages import Failed, GenerationRequest, SamplingParams, TokenEvent
 
+Key = tuple[str, int]  # a call's id, and which of its sequences
+
 PATIENCE_S = 20.0  # without an event before a run counts as stuck
 
 
@@ -25,11 +27,12 @@ class Call:
     at_step: int
     ignore_eos: bool = False
     abort_after: int | None = None  # steps after its arrival
+    n: int = 1  # sequences; greedy ones must all be the same
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came back for a call. `reason` is None until it ended."""
+    """What came back for one sequence of a call. `reason` is None until it ended."""
 
     tokens: list[int] = field(default_factory=list)
     reason: str | None = None
@@ -70,6 +73,7 @@ def random_calls(mix: Mix, seed: int) -> list[Call]:
                 at_step=int(clock),
                 ignore_eos=rng.random() < 0.5,
                 abort_after=rng.randrange(20) if rng.random() < mix.aborted else None,
+                n=rng.choice((1, 1, 1, 1, 1, 1, 2, 3)),
             )
         )
     return calls
@@ -77,27 +81,28 @@ def random_calls(mix: Mix, seed: int) -> list[Call]:
 
 def play(
     engine: Engine, calls: Sequence[Call], digests: Mapping[str, str], *, check_every: int = 1
-) -> dict[str, Outcome]:
-    """Runs the calls to their ends. Returns each one's outcome by its id.
+) -> dict[Key, Outcome]:
+    """Runs the calls to their ends. Returns each sequence's outcome.
 
-    Recounts the engine every `check_every` steps. Raises AssertionError if a call fails, ends
-    twice or gets a token after its end, or if nothing happens for PATIENCE_S.
+    Recounts the engine every `check_every` steps. Raises AssertionError if a call fails, a sequence
+    ends twice or gets a token after its end, or if nothing happens for PATIENCE_S.
     """
     arriving = _by_step((call.at_step, call) for call in calls)
     leaving = _by_step((c.at_step + c.abort_after, c) for c in calls if c.abort_after is not None)
-    outcomes: dict[str, Outcome] = {}
-    running: set[str] = set()
-    step, heard = 0, time.monotonic()
-    while len(outcomes) < len(calls) or running:
+    outcomes: dict[Key, Outcome] = {}
+    running: set[Key] = set()
+    step, heard, last = 0, time.monotonic(), max(arriving)
+    while step <= last or running:
         for call in arriving.get(step, []):
-            outcomes[call.id] = Outcome()
-            running.add(call.id)
+            new = {(call.id, index): Outcome() for index in range(call.n)}
+            outcomes |= new
+            running |= new.keys()
             engine.submit(_request(call, digests))
         for call in leaving.get(step, []):
-            if call.id in running:
-                engine.abort(call.id)
-                outcomes[call.id].reason = "abort"
-                running.remove(call.id)
+            engine.abort(call.id)  # even if it is over: a client may leave too late
+            for key in [key for key in running if key[0] == call.id]:
+                outcomes[key].reason = "abort"
+                running.remove(key)
         for event in engine.step():
             heard = time.monotonic()
             _apply(event, outcomes, running)
@@ -118,16 +123,16 @@ def _by_step(entries: Iterable[tuple[int, Call]]) -> dict[int, list[Call]]:
 def _request(call: Call, digests: Mapping[str, str]) -> GenerationRequest:
     sampling = SamplingParams(call.max_tokens, temperature=0.0, ignore_eos=call.ignore_eos)
     adapter = None if call.adapter is None else digests[call.adapter]
-    return GenerationRequest(call.id, call.prompt, sampling, adapter)
+    return GenerationRequest(call.id, call.prompt, sampling, adapter, call.n)
 
 
-def _apply(event: TokenEvent | Failed, outcomes: Mapping[str, Outcome], running: set[str]) -> None:
+def _apply(event: TokenEvent | Failed, outcomes: Mapping[Key, Outcome], running: set[Key]) -> None:
     assert isinstance(event, TokenEvent), event
-    assert event.request_id in running, f"an event after the end: {event}"
-    assert event.index == 0
-    outcome = outcomes[event.request_id]
+    key = (event.request_id, event.index)
+    assert key in running, f"an event after the end: {event}"
+    outcome = outcomes[key]
     if event.token_id is not None:
         outcome.tokens.append(event.token_id)
     if event.finish_reason is not None:
         outcome.reason = event.finish_reason
-        running.remove(event.request_id)
+        running.remove(key)

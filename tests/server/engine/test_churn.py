@@ -14,7 +14,7 @@ from tests.support.adapters import RECIPES, make_adapter
 from tests.support.exactness import assert_nothing_held, kv_bytes, wrong_answers
 from tests.support.families import LLAMA, VOCAB, make_base
 from tests.support.reference import Reference
-from tests.support.traffic import Mix, Outcome, play, random_calls, random_prompts
+from tests.support.traffic import Key, Mix, Outcome, play, random_calls, random_prompts
 
 # peft asks transformers 5 for a property that is deprecated there.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -45,6 +45,7 @@ def churn_config(base: Path) -> EngineConfig:
         blobs="",
         dtype="float32",
         device="cpu",
+        threads=1,
         max_resident_adapters=2,
         max_rank=32,
         kv_cache_bytes=kv_bytes(base, blocks=32, block_size=8),
@@ -68,7 +69,7 @@ def test_two_slots_sixteen_adapters_two_thousand_requests(folders: dict[str, Pat
         aborted=0.25,
     )
     rounds = [random_calls(mix, seed=round_) for round_ in range(ROUNDS)]
-    outcomes: list[dict[str, Outcome]] = []
+    outcomes: list[dict[Key, Outcome]] = []
     resident_bytes = []
     try:
         for calls in rounds:

@@ -32,6 +32,7 @@ def hard_config(base: Path, *, slots: int, blocks: int) -> EngineConfig:
         blobs="",
         dtype="float32",
         device="cpu",
+        threads=1,
         max_resident_adapters=slots,
         max_rank=32,
         kv_cache_bytes=kv_bytes(base, blocks, BLOCK_SIZE),
