@@ -47,9 +47,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Open:
-    """A request that has not ended: where its events go, and how many sequences still run."""
+    """A request that has not ended: where its events go, and which of its sequences still run."""
 
-    remaining: int
+    running: set[int]
     events: asyncio.Queue[tuple[TokenEvent, ...] | AdapterdError] = field(
         default_factory=asyncio.Queue
     )
@@ -121,21 +121,28 @@ class EngineClient:
         """
         if self._state != "ready":
             raise EngineUnavailable(f"the engine is {self._state}; try again in a few seconds")
-        entry = _Open(remaining=request.n)
+        entry = _Open(running=set(range(request.n)))
         self._open[request.id] = entry
         try:
             self._post(Submit(request))
-            while entry.remaining:
+            while entry.running:
                 events = await entry.events.get()
                 if isinstance(events, AdapterdError):
-                    entry.remaining = 0
+                    entry.running.clear()
                     raise events
-                entry.remaining -= sum(event.finish_reason is not None for event in events)
+                entry.running -= {event.index for event in events if event.finish_reason}
                 yield events
         finally:
             del self._open[request.id]
-            if entry.remaining and self._state == "ready":
+            if entry.running and self._state == "ready":
                 self._post(Abort(request.id))
+
+    def drop(self, request_id: str, index: int) -> None:
+        """Ends one of an open request's sequences; the others go on."""
+        entry = self._open.get(request_id)
+        if entry is not None and index in entry.running:
+            entry.running.discard(index)
+            self._post(Abort(request_id, index))
 
     async def stop(self) -> None:
         """Ends the engine; requests that are still open end with EngineUnavailable."""
