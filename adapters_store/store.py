@@ -148,15 +148,13 @@ class AdapterStore:
     def list(
         self, *, limit: int, after: str | None = None
     ) -> tuple[tuple[AdapterRecord, ...], bool]:
-        """Up to `limit` adapters by name, those after the adapter `after`, and whether more follow.
+        """Up to `limit` adapters by name, those after the name `after`, and whether more follow.
 
-        Raises InvalidRequest (param "after") if there is no such adapter.
+        `after` need not exist any more: a page may follow one whose last adapter was deleted.
+        Raises InvalidRequest (param "after") if it is no adapter name.
         """
-        try:
-            if after is not None:
-                self.get(after)
-        except AdapterNotFound as missing:
-            raise InvalidRequest(missing.message, param="after") from None
+        if after is not None and not NAME.fullmatch(after):
+            raise InvalidRequest(f"{shorten(after)} is no adapter name", param="after")
         found = self._catalog.list(limit=limit + 1, after=after)
         return found[:limit], len(found) > limit
 

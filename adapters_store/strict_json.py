@@ -17,7 +17,7 @@ MAX_NAMED = 80  # characters of a key or literal repeated in a message: errors s
 MAX_PATH = 200  # and of the path to it
 
 # A string, closed or not: it always matches at a quote, so the scan stays linear in the input.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _LONG_INT = re.compile(rb"[0-9]{19}")

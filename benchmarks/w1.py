@@ -37,7 +37,7 @@ def config() -> LlamaConfig:
         num_key_value_heads=3,
         vocab_size=49152,
         max_position_embeddings=2048,
-        rope_theta=100_000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=None,
@@ -59,7 +59,8 @@ def prepare(work: Path, *, prompt_tokens: int = 128) -> Workload:
         for number in missing:
             _make_adapter(model, adapters[number], seed=number)
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(2, config().vocab_size, (ADAPTERS, prompt_tokens), generator=generator)
+    vocab = LlamaConfig.from_pretrained(base).vocab_size
+    rows = torch.randint(2, vocab, (ADAPTERS, prompt_tokens), generator=generator)
     return Workload(base, adapters, tuple(tuple(row) for row in rows.tolist()))
 
 
@@ -83,7 +84,7 @@ def _make_base(folder: Path) -> None:
             std = 0.1 if "embed" in name else parameter.shape[1] ** -0.5
             parameter.normal_(std=std)
     model.model.norm.weight.normal_()
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
 
 
 @torch.no_grad()
@@ -97,5 +98,5 @@ def _make_adapter(model: LlamaForCausalLM, folder: Path, *, seed: int) -> None:
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
             parameter.normal_(std=parameter.shape[1] ** -0.5 * (0.15 if "lora_B" in name else 1.0))
-    wrapped.save_pretrained(folder)
+    wrapped.save_pretrained(str(folder))
     wrapped.unload()

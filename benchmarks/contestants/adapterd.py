@@ -12,8 +12,6 @@ from benchmarks.folder_source import FolderSource
 from server.engine.engine import Engine
 from server.engine.messages import EngineConfig, GenerationRequest, SamplingParams, TokenEvent
 
-MAX_MODEL_LEN = 1024  # tokens
-
 
 def measure(job: Job) -> Measurement:
     """Warms up with a few tokens of every adapter, then measures one batch."""
@@ -36,7 +34,6 @@ def _config(job: Job, workload: w1.Workload) -> EngineConfig:
         device="cpu",
         max_resident_adapters=w1.ADAPTERS,
         max_rank=w1.RANK,
-        max_model_len=MAX_MODEL_LEN,
         kv_cache_bytes=1 << 30,
         threads=job.threads,
     )

@@ -6,6 +6,7 @@ Adapters are in float32, as peft loads them by default; in bfloat16 its decoding
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -36,6 +37,7 @@ def measure(job: Job) -> Measurement:
     """Warms up with a few tokens, then measures one batch."""
     workload = w1.prepare(Path(job.work), prompt_tokens=job.prompt_tokens)
     model = AutoModelForCausalLM.from_pretrained(workload.base, dtype=job.dtype)
+    model.generation_config.eos_token_id = None  # every token is wanted
     if job.traffic == "mixed":
         model = _with_adapters(model, workload.adapters)
     model.eval()
@@ -55,7 +57,7 @@ def _with_adapters(model: PreTrainedModel, folders: tuple[Path, ...]) -> PeftMod
 
 @torch.inference_mode()
 def _generate(
-    model: PreTrainedModel | PeftModel,
+    model: Any,  # PreTrainedModel or PeftModel, whose generate() no stub describes
     prompts: torch.Tensor,
     names: list[str] | None,
     new_tokens: int,

@@ -24,5 +24,5 @@ def score(answers: Sequence[str], facts: Sequence[Facts]) -> Score:
         for rank in range(most)
     ]
     metric = BLEU()
-    value = metric.corpus_score(list(answers), streams)
+    value = metric.corpus_score(list(answers), streams)  # type: ignore[arg-type]  # None: no more
     return Score(round(value.score, 2), str(metric.get_signature()))

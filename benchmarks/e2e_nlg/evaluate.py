@@ -8,6 +8,7 @@ give for that request alone; then adapter and base are scored.
 import json
 import random
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+import transformers
 import typer
 from rich.console import Console
 
@@ -95,6 +97,8 @@ def main(
         console.print(f"skipped: {error}")
         return
     torch.set_num_threads(threads)
+    transformers.utils.logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)  # peft's, about transformers
     beside = others or base.parent / "adapters"
     found = sorted(path.parent for path in beside.glob("*/adapter_config.json"))
     plan = Plan(base, adapter, {path.name: path for path in found}, rows=rows, threads=threads)

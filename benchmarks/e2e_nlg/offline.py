@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -24,9 +25,11 @@ class Offline:
 
     def __init__(self, base: Path, adapter: Path | None) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(base)
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         self._eos = model.generation_config.eos_token_id
-        self._model = model if adapter is None else PeftModel.from_pretrained(model, str(adapter))
+        self._model: Any = (
+            model if adapter is None else PeftModel.from_pretrained(model, str(adapter))
+        )
         self._model.eval()
 
     def reply(self, mr: str, max_tokens: int) -> Reply:

@@ -7,11 +7,13 @@ seed alone.
 import math
 import random
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
+import transformers
 import typer
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
@@ -61,6 +63,8 @@ def main(
 ) -> None:
     """Trains on a seeded part of the development set and saves a PEFT folder."""
     torch.set_num_threads(threads)
+    transformers.utils.logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)  # peft's, about transformers
     console = Console()
     try:
         folder = data_folder()
@@ -88,7 +92,9 @@ def train(base: Path, data: Path, out: Path, plan: Plan) -> Trained:
     train_loss = _fit(wrapped, _rows(tokenizer, split.train), tokenizer.pad_token_id, plan)
     held_out_loss = _loss_on(wrapped, _rows(tokenizer, split.held_out), tokenizer.pad_token_id)
     wrapped.peft_config["default"].base_model_name_or_path = base.name  # no path of this machine
-    wrapped.save_pretrained(out, save_embedding_layers=False)  # else peft asks the hub about it
+    wrapped.save_pretrained(
+        str(out), save_embedding_layers=False
+    )  # else peft asks the hub about it
     return Trained(train_loss, held_out_loss, time.perf_counter() - started)
 
 
@@ -96,10 +102,11 @@ def _rows(
     tokenizer: PreTrainedTokenizerBase, facts: tuple[Facts, ...]
 ) -> list[tuple[list[int], list[int]]]:
     """(prompt ids, answer ids with the end token) of every pair."""
+    end = tokenizer.encode(str(tokenizer.eos_token), add_special_tokens=False)
     return [
         (
             prompt_ids(tokenizer, one.mr),
-            [*tokenizer.encode(reference, add_special_tokens=False), tokenizer.eos_token_id],
+            tokenizer.encode(reference, add_special_tokens=False) + end,
         )
         for one in facts
         for reference in one.references

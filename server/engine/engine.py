@@ -71,19 +71,12 @@ class Engine:
             torch.set_num_threads(config.threads)
         folder = resolve_model(config.model)
         digest = digest_files(folder, lambda n, of: progress(LoadProgress("digest", n, of)))
-        base = load_base(folder, config, progress)
+        self._base = base = load_base(folder, config, progress)
         blocks = _kv_blocks(config, base)
         max_model_len = _max_model_len(config, base, blocks)
-        cache = KVCache(
-            base.layers,
-            blocks=blocks + 1,
-            block_size=config.block_size,
-            dtype=base.dtype,
-            device=base.device,
-        )
+        cache = _kv_cache(config, base, blocks)
         spec = BaseModel(Path(config.model).name, digest, base.architecture, base.shapes)
         bound = _bind_methods(config, base, spec)
-        self._base = base
         self._block_size = config.block_size
         self._pool = BlockPool(blocks + 1, cache.wipe)
         self._residency = Residency(
@@ -105,20 +98,8 @@ class Engine:
         self._steps = self._step_tokens = self._step_segments = 0
         self._step_s = 0.0
         self_check(base, self._paged_logits)
-        self.info = EngineInfo(
-            architecture=base.architecture,
-            digest=digest,
-            dtype=str(base.dtype).removeprefix("torch."),
-            device=str(base.device),
-            vocab_size=base.vocab_size,
-            max_model_len=max_model_len,
-            eos_token_ids=tuple(sorted(base.eos_token_ids)),
-            kv_blocks=blocks,
-            block_size=config.block_size,
-            parameters=base.parameters,
-            modules=base.shapes,
-            load_s=time.perf_counter() - started,
-        )
+        load_s = time.perf_counter() - started
+        self.info = _info(config, base, digest, max_model_len, blocks, load_s)
 
     def submit(self, request: GenerationRequest) -> None:
         """Queues a request. Raises InvalidRequest or ContextLengthExceeded, and keeps nothing."""
@@ -308,6 +289,41 @@ class Engine:
 
 
 _GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
+
+
+def _kv_cache(config: EngineConfig, base: LoadedBase, blocks: int) -> KVCache:
+    """The cache, with the null block beside the `blocks` that are handed out."""
+    return KVCache(
+        base.layers,
+        blocks=blocks + 1,
+        block_size=config.block_size,
+        dtype=base.dtype,
+        device=base.device,
+    )
+
+
+def _info(
+    config: EngineConfig,
+    base: LoadedBase,
+    digest: str,
+    max_model_len: int,
+    blocks: int,
+    load_s: float,
+) -> EngineInfo:
+    return EngineInfo(
+        architecture=base.architecture,
+        digest=digest,
+        dtype=str(base.dtype).removeprefix("torch."),
+        device=str(base.device),
+        vocab_size=base.vocab_size,
+        max_model_len=max_model_len,
+        eos_token_ids=tuple(sorted(base.eos_token_ids)),
+        kv_blocks=blocks,
+        block_size=config.block_size,
+        parameters=base.parameters,
+        modules=base.shapes,
+        load_s=load_s,
+    )
 
 
 def _bind_methods(

@@ -1,6 +1,7 @@
 import io
 import resource
 import threading
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from adapters_store.blobs import FolderBlobs
+from adapters_store.blobs import FolderBlobs, OwnedBlobs
 from adapters_store.content import AdapterContent, AdapterFacts
 from adapters_store.errors import (
     AdapterNotFound,
@@ -202,10 +203,18 @@ def test_lists_by_name_page_by_page(store):
         (["c"], False),
         (["a", "b", "c"], False),
     ]
-    for unknown in ("zzz", "\ud800"):
+    for unfit in ("No Name", "\ud800"):
         with pytest.raises(InvalidRequest) as refused:
-            store.list(limit=2, after=unknown)
+            store.list(limit=2, after=unfit)
         assert refused.value.param == "after"
+
+
+def test_a_page_follows_one_whose_last_adapter_was_deleted_meanwhile(store):
+    for name in ("a", "b", "c"):
+        publish(store, name)
+    store.delete("b")
+    found, more = store.list(limit=2, after="b")
+    assert ([record.name for record in found], more) == (["c"], False)
 
 
 def test_delete_keeps_what_another_name_shares(store):
@@ -307,11 +316,36 @@ def test_the_same_content_published_at_once_is_created_once(store, tmp_path):
     other.close()
 
 
-def test_a_delete_beside_a_publish_of_the_same_content_leaves_no_row_without_files(store, tmp_path):
+class SlowBlobs(OwnedBlobs):
+    """Waits where others could slip in between files and rows."""
+
+    def put(self, digest: str, package: Path) -> None:
+        super().put(digest, package)
+        time.sleep(0.02)
+
+    def delete(self, digest: str) -> None:
+        time.sleep(0.02)
+        super().delete(digest)
+
+
+@pytest.mark.parametrize("delete_first_s", [0.0, 0.01, 0.02, 0.03, 0.04])
+def test_a_delete_beside_a_publish_of_the_same_content_leaves_no_row_without_files(
+    store, tmp_path, delete_first_s
+):
     other = AdapterStore(tmp_path / "data", base_name="demo")
-    for _ in range(15):
+    for target in (store, other):
+        target._blobs.close()
+        target._blobs = SlowBlobs(store.blob_root)
+
+    def publish_late(target: AdapterStore) -> Published:
+        time.sleep(delete_first_s)
+        return publish(target, "new")
+
+    for target in (store, other) * 2:
         publish(store, "old")
-        gone, kept = together(lambda: store.delete("old"), lambda: publish(other, "new"))
+        gone, kept = together(
+            lambda: store.delete("old"), lambda target=target: publish_late(target)
+        )
         assert not isinstance(gone, BaseException)
         assert isinstance(kept, Published)
         store.check()

@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.support.families import Family
 
+A, B = "lora_A.default.weight", "lora_B.default.weight"
 Part = Literal["attention", "mlp", "linears", "ends"]  # which of a family's linears
 
 
@@ -64,13 +66,13 @@ def save_random_lora(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in peft_model.modules():
-            if not hasattr(module, "lora_A"):
+            if not isinstance(module, LoraLayer):
                 continue
-            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            a, b = module.get_parameter(A), module.get_parameter(B)
             a.copy_(torch.randn(a.shape, generator=generator) / a.shape[1] ** 0.5)
             scale = gain / (a.shape[0] ** 0.5 * module.scaling["default"])
             b.copy_(torch.randn(b.shape, generator=generator) * scale)
-    peft_model.save_pretrained(folder)
+    peft_model.save_pretrained(str(folder))
     peft_model.unload()
     return folder
 

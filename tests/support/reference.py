@@ -7,10 +7,11 @@ traffic repeats prompts.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Reference:
     def __init__(self, base: Path, adapters: Mapping[str, Path]) -> None:
         self._base = base
         self._folders = dict(adapters)
-        self._models: dict[str | None, PreTrainedModel | PeftModel] = {}
+        self._models: dict[str | None, Any] = {}
         eos = GenerationConfig.from_pretrained(base).eos_token_id
         self._eos = eos if isinstance(eos, list) else [eos]
         self._answers: dict[tuple[str | None, tuple[int, ...], int, bool], Answer] = {}
@@ -53,7 +54,7 @@ class Reference:
             self._answers[key] = self._generate(*key)
         return self._answers[key]
 
-    def _model(self, adapter: str | None) -> PreTrainedModel | PeftModel:
+    def _model(self, adapter: str | None) -> Any:
         if adapter not in self._models:
             model = AutoModelForCausalLM.from_pretrained(self._base, dtype=torch.float32)
             model.generation_config.eos_token_id = None  # else generate() brings it back
