@@ -5,11 +5,13 @@ Asyncio only; nothing here blocks the loop, and nothing here imports torch.
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from adapters_store.errors import (
@@ -160,11 +162,13 @@ class EngineClient:
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # a folder called server/ where one stands is not ours
                 "-m",
                 "server.engine.process",
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": _import_path()},
             )
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._post(Start(self._config))
@@ -250,6 +254,12 @@ class EngineClient:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _import_path() -> str:
+    """PYTHONPATH with this very package first, installed or not."""
+    ours = str(Path(__file__).parents[2])
+    return os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
 
 
 async def _receive(reader: asyncio.StreamReader) -> FromEngine | None:
