@@ -32,15 +32,15 @@ class AdapterPlan:
     rank: int
     alpha: int
     targets: tuple[str, ...]
-    steps: int = 400
+    steps: int = 350
     rows: int = 16
     lr: float = 3e-3
     more: dict = field(default_factory=dict)  # further fields of LoraConfig
 
 
 PLANS: dict[str, AdapterPlan] = {
-    "intent": AdapterPlan(4, 8, MLP, steps=200),
-    "clock": AdapterPlan(8, 16, ATTENTION),
+    "intent": AdapterPlan(4, 8, MLP, lr=5e-3),
+    "clock": AdapterPlan(8, 16, ATTENTION, lr=4e-3),
     "dates": AdapterPlan(16, 16, ATTENTION + MLP, more={"use_rslora": True}, lr=2e-3),
     "formal": AdapterPlan(12, 24, ("q_proj", "v_proj", "up_proj", "down_proj")),
     "sql": AdapterPlan(
@@ -91,7 +91,7 @@ def train_adapter(
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         job.progress(step + 1, loss.item())
-        if (step + 1) % 200 == 0:
+        if (step + 1) % 100 == 0:
             save_checkpoint(job.checkpoint, model, [optimiser], step + 1)
     return model.eval()
 

@@ -170,14 +170,17 @@ def _publish(plan: MakePlan) -> None:
 
 def _loss_logger(name: str, steps: int) -> Callable[[int, float], None]:
     """A callback for training loops that logs the loss now and then, with the time a step took."""
-    began = [time.monotonic(), 0]  # when, and after which step, the present stretch began
+    last: tuple[int, float] | None = None  # step and time when the present stretch began
 
     def step_done(step: int, loss: float) -> None:
-        if step % 50 == 0 or step == steps:
-            now = time.monotonic()
-            pace = (now - began[0]) / max(1, step - began[1]) if began[1] else 0.0
+        nonlocal last
+        now = time.monotonic()
+        if last is None:
+            last = step, now
+        elif step % 50 == 0 or step == steps:
+            pace = (now - last[1]) / (step - last[0])
             log.info("%s: step %d of %d, loss %.4f, %.2f s a step", name, step, steps, loss, pace)
-            began[:] = [now, step]
+            last = step, now
 
     return step_done
 
@@ -212,7 +215,7 @@ def _parse(arguments: list[str] | None) -> MakePlan:
         tokenizer_documents=20_000,
         pretrain=PretrainPlan(seed=given.seed),
         adapters=PLANS,
-        heldout=300,
+        heldout=200,
     )
     return _quick(plan) if given.quick else plan
 
