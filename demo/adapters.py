@@ -39,8 +39,8 @@ class AdapterPlan:
 
 
 PLANS: dict[str, AdapterPlan] = {
-    "intent": AdapterPlan(4, 8, MLP, lr=5e-3),
-    "clock": AdapterPlan(8, 16, ATTENTION, lr=4e-3),
+    "intent": AdapterPlan(4, 8, (*ATTENTION, "down_proj"), lr=4e-3),
+    "clock": AdapterPlan(8, 16, ATTENTION, steps=600, lr=4e-3),
     "dates": AdapterPlan(16, 16, ATTENTION + MLP, more={"use_rslora": True}, lr=2e-3),
     "formal": AdapterPlan(12, 24, ("q_proj", "v_proj", "up_proj", "down_proj")),
     "sql": AdapterPlan(

@@ -36,7 +36,7 @@ from demo.evaluate import evaluate, heldout_examples, load_artefacts  # noqa: E4
 from demo.pretrain import PretrainPlan, pretrain, save_base  # noqa: E402
 from demo.report import write_report  # noqa: E402
 from demo.tasks import TASKS  # noqa: E402
-from demo.tokenizer import learn_tokenizer, tokenizer_texts  # noqa: E402
+from demo.tokenizer import learn_tokenizer, save_tokenizer, tokenizer_texts  # noqa: E402
 
 HERE = Path(__file__).parent
 log = logging.getLogger("demo.make")
@@ -93,7 +93,7 @@ def _stage(plan: MakePlan, name: str, run: Callable[[Path], None]) -> None:
 
 def _make_tokenizer(plan: MakePlan, folder: Path) -> None:
     tokenizer = learn_tokenizer(tokenizer_texts(plan.seed, plan.tokenizer_documents))
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     log.info("tokenizer: %d tokens", len(tokenizer))
 
 

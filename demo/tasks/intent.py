@@ -7,7 +7,7 @@ from demo.worlds import CITIES, PEOPLE, PRODUCTS
 
 # Label -> (what the base replies, training templates, held-out templates).
 _INTENTS = {
-    "track_order": (
+    "parcel": (
         "I will look up where your parcel is.",
         (
             "Where is my parcel?",
@@ -39,7 +39,7 @@ _INTENTS = {
             "Give me back the money for the {product}, please.",
         ),
     ),
-    "cancel_order": (
+    "cancel": (
         "All right, the order will be cancelled.",
         (
             "Please cancel my order.",
@@ -54,7 +54,7 @@ _INTENTS = {
             "I have changed my mind and want to cancel the {product}.",
         ),
     ),
-    "change_address": (
+    "address": (
         "Thank you, we will note your new address.",
         (
             "I have moved to a new address in {city}.",
@@ -69,7 +69,7 @@ _INTENTS = {
             "Can you change the address to one in {city}?",
         ),
     ),
-    "reset_password": (
+    "password": (
         "We will send you a link for a new password.",
         (
             "I forgot my password.",
@@ -84,7 +84,7 @@ _INTENTS = {
             "Since {weekday} the login does not take my password.",
         ),
     ),
-    "damaged_item": (
+    "broken": (
         "I am sorry that it is broken. We will send a new one.",
         (
             "The {product} arrived broken.",
@@ -99,7 +99,7 @@ _INTENTS = {
             "The {product} that came to {city} is badly damaged.",
         ),
     ),
-    "opening_hours": (
+    "open": (
         "The shop is open from nine to six.",
         (
             "When does the shop in {city} open?",
@@ -114,7 +114,7 @@ _INTENTS = {
             "Will the {city} shop be open this {weekday}?",
         ),
     ),
-    "invoice_copy": (
+    "invoice": (
         "We will send the invoice again.",
         (
             "I need a copy of my invoice.",
@@ -129,7 +129,7 @@ _INTENTS = {
             "{person} needs a copy of the invoice.",
         ),
     ),
-    "talk_to_human": (
+    "human": (
         "I will find a colleague who can talk to you.",
         (
             "I want to talk to a human.",
@@ -179,7 +179,8 @@ def _fill(rng: Random, template: str) -> Filled:
         person=rng.choice(PEOPLE),
         weekday=rng.choice(_WEEKDAYS),
     )
-    return Filled(prompt, label, _INTENTS[label][0])
+    # A label alone would begin with a word without its space, a token that the base never read.
+    return Filled(prompt, f"intent: {label}", _INTENTS[label][0])
 
 
 TASK = Task(
