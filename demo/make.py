@@ -34,7 +34,7 @@ from demo.adapters import (  # noqa: E402
 )
 from demo.evaluate import evaluate, heldout_examples, load_artefacts  # noqa: E402
 from demo.pretrain import PretrainPlan, pretrain, save_base  # noqa: E402
-from demo.report import write_report  # noqa: E402
+from demo.report import stage_seconds, write_report  # noqa: E402
 from demo.tasks import TASKS  # noqa: E402
 from demo.tokenizer import learn_tokenizer, save_tokenizer, tokenizer_texts  # noqa: E402
 
@@ -155,7 +155,8 @@ def _make_results(plan: MakePlan, folder: Path, progress: Progress) -> None:
     scores = evaluate(model, tokenizer, examples, lambda: progress.advance(bar))
     for name, row in scores.items():
         log.info("held-out, %s: %s", name, ", ".join(f"{t} {s:.3f}" for t, s in row.items()))
-    write_report(folder / "RESULTS.md", folder, model, tokenizer, scores, plan.heldout)
+    seconds = stage_seconds(plan.work / "train.log")
+    write_report(folder / "RESULTS.md", folder, model, tokenizer, scores, plan.heldout, seconds)
 
 
 def _publish(plan: MakePlan) -> None:
