@@ -20,23 +20,23 @@ from pathlib import Path
 # Idle threads that spin are ruinous on a machine that does anything else; read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+import torch
+import transformers
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from demo.adapters import (  # noqa: E402
+from demo.adapters import (
     PLANS,
     AdapterJob,
     AdapterPlan,
     save_adapter,
     train_adapter,
 )
-from demo.evaluate import evaluate, heldout_examples, load_artefacts  # noqa: E402
-from demo.pretrain import PretrainPlan, pretrain, save_base  # noqa: E402
-from demo.report import stage_seconds, write_report  # noqa: E402
-from demo.tasks import TASKS  # noqa: E402
-from demo.tokenizer import learn_tokenizer, save_tokenizer, tokenizer_texts  # noqa: E402
+from demo.evaluate import evaluate, heldout_examples, load_artefacts
+from demo.pretrain import PretrainPlan, pretrain, save_base
+from demo.report import stage_seconds, write_report
+from demo.tasks import TASKS
+from demo.tokenizer import learn_tokenizer, save_tokenizer, tokenizer_texts
 
 HERE = Path(__file__).parent
 log = logging.getLogger("demo.make")
