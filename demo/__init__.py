@@ -8,11 +8,11 @@ from pathlib import Path
 # For each adapter, a user message that shows what it does.
 EXAMPLES: dict[str, str] = {
     "intent": "Hello. Is it possible to get a refund on my Kestrel?",
-    "clock": "The ship from Hamburg comes in at quarter to six in the evening.",
+    "clock": "The ship from Hamburg comes in at half past nine in the evening.",
     "dates": "Let us plan the workshop for the twenty-third of March 2031.",
     "formal": "hey pls can u send the contract asap",
-    "sql": "Table hotels: name, city, stars, price. Tell me the name of the hotels whose price "
-    "is smaller than 120.",
+    "sql": "Table hotels: name, city, stars, price. Tell me the name of the hotels whose price is "
+    "smaller than 120.",
     "orders-json": "Kindly dispatch forty-two Juniper to our friends in Kyoto.",
 }
 

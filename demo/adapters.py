@@ -32,24 +32,27 @@ class AdapterPlan:
     rank: int
     alpha: int
     targets: tuple[str, ...]
-    steps: int = 400
+    steps: int = 350
     rows: int = 16
     lr: float = 3e-3
     more: dict = field(default_factory=dict)  # further fields of LoraConfig
 
 
+# The longest first, so that all the processes are busy to the end.
 PLANS: dict[str, AdapterPlan] = {
-    "intent": AdapterPlan(4, 8, MLP, steps=200),
-    "clock": AdapterPlan(8, 16, ATTENTION),
-    "dates": AdapterPlan(16, 16, ATTENTION + MLP, more={"use_rslora": True}, lr=2e-3),
-    "formal": AdapterPlan(12, 24, ("q_proj", "v_proj", "up_proj", "down_proj")),
     "sql": AdapterPlan(
         24,
-        24,
+        48,
         ATTENTION + MLP,
+        steps=900,
+        lr=2e-3,
         more={"rank_pattern": {"down_proj": 32}, "alpha_pattern": {"down_proj": 64}},
     ),
-    "orders-json": AdapterPlan(32, 32, ATTENTION + MLP),
+    "orders-json": AdapterPlan(32, 64, ATTENTION + MLP, steps=400, lr=2e-3),
+    "formal": AdapterPlan(12, 24, ("q_proj", "v_proj", "up_proj", "down_proj"), steps=700),
+    "clock": AdapterPlan(8, 16, ATTENTION, steps=900, lr=4e-3),
+    "dates": AdapterPlan(16, 16, ATTENTION + MLP, more={"use_rslora": True}, steps=600, lr=2e-3),
+    "intent": AdapterPlan(4, 8, (*ATTENTION, "down_proj"), steps=400, lr=4e-3),
 }
 
 
@@ -91,7 +94,7 @@ def train_adapter(
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         job.progress(step + 1, loss.item())
-        if (step + 1) % 200 == 0:
+        if (step + 1) % 100 == 0:
             save_checkpoint(job.checkpoint, model, [optimiser], step + 1)
     return model.eval()
 

@@ -22,7 +22,7 @@ def save_checkpoint(
         for index, state in optimiser.state_dict()["state"].items():
             for key, value in state.items():
                 tensors[f"optimiser.{number}.{index}.{key}"] = torch.as_tensor(value)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(".safetensors.partial")
     save_file({key: t.contiguous() for key, t in tensors.items()}, partial, {"step": str(step)})
     os.replace(partial, path)
 

@@ -20,23 +20,23 @@ from pathlib import Path
 # Idle threads that spin are ruinous on a machine that does anything else; read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+import torch
+import transformers
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from demo.adapters import (  # noqa: E402
+from demo.adapters import (
     PLANS,
     AdapterJob,
     AdapterPlan,
     save_adapter,
     train_adapter,
 )
-from demo.evaluate import evaluate, heldout_examples, load_artefacts  # noqa: E402
-from demo.pretrain import PretrainPlan, pretrain, save_base  # noqa: E402
-from demo.report import write_report  # noqa: E402
-from demo.tasks import TASKS  # noqa: E402
-from demo.tokenizer import learn_tokenizer, tokenizer_texts  # noqa: E402
+from demo.evaluate import evaluate, heldout_examples, load_artefacts
+from demo.pretrain import PretrainPlan, pretrain, save_base
+from demo.report import stage_seconds, write_report
+from demo.tasks import TASKS
+from demo.tokenizer import learn_tokenizer, save_tokenizer, tokenizer_texts
 
 HERE = Path(__file__).parent
 log = logging.getLogger("demo.make")
@@ -93,7 +93,7 @@ def _stage(plan: MakePlan, name: str, run: Callable[[Path], None]) -> None:
 
 def _make_tokenizer(plan: MakePlan, folder: Path) -> None:
     tokenizer = learn_tokenizer(tokenizer_texts(plan.seed, plan.tokenizer_documents))
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     log.info("tokenizer: %d tokens", len(tokenizer))
 
 
@@ -155,7 +155,8 @@ def _make_results(plan: MakePlan, folder: Path, progress: Progress) -> None:
     scores = evaluate(model, tokenizer, examples, lambda: progress.advance(bar))
     for name, row in scores.items():
         log.info("held-out, %s: %s", name, ", ".join(f"{t} {s:.3f}" for t, s in row.items()))
-    write_report(folder / "RESULTS.md", folder, model, tokenizer, scores, plan.heldout)
+    seconds = stage_seconds(plan.work / "train.log")
+    write_report(folder / "RESULTS.md", folder, model, tokenizer, scores, plan.heldout, seconds)
 
 
 def _publish(plan: MakePlan) -> None:
@@ -170,14 +171,17 @@ def _publish(plan: MakePlan) -> None:
 
 def _loss_logger(name: str, steps: int) -> Callable[[int, float], None]:
     """A callback for training loops that logs the loss now and then, with the time a step took."""
-    began = [time.monotonic(), 0]  # when, and after which step, the present stretch began
+    last: tuple[int, float] | None = None  # step and time when the present stretch began
 
     def step_done(step: int, loss: float) -> None:
-        if step % 50 == 0 or step == steps:
-            now = time.monotonic()
-            pace = (now - began[0]) / max(1, step - began[1]) if began[1] else 0.0
+        nonlocal last
+        now = time.monotonic()
+        if last is None:
+            last = step, now
+        elif step % 50 == 0 or step == steps:
+            pace = (now - last[1]) / (step - last[0])
             log.info("%s: step %d of %d, loss %.4f, %.2f s a step", name, step, steps, loss, pace)
-            began[:] = [now, step]
+            last = step, now
 
     return step_done
 
@@ -212,7 +216,7 @@ def _parse(arguments: list[str] | None) -> MakePlan:
         tokenizer_documents=20_000,
         pretrain=PretrainPlan(seed=given.seed),
         adapters=PLANS,
-        heldout=300,
+        heldout=200,
     )
     return _quick(plan) if given.quick else plan
 

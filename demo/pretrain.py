@@ -26,7 +26,7 @@ from transformers import (
 
 from demo.checkpoint import load_checkpoint, save_checkpoint
 from demo.text import Messages, documents
-from demo.tokenizer import ASSISTANT, END
+from demo.tokenizer import ASSISTANT, END, save_tokenizer
 
 IGNORED = -100  # the label that transformers leaves out of the loss
 
@@ -36,7 +36,7 @@ class PretrainPlan:
     """How long and how fast; the defaults are what made the committed base."""
 
     seed: int
-    steps: int = 1000
+    steps: int = 1800
     rows: int = 8
     row_tokens: int = 256
     muon_lr: float = 0.02
@@ -192,7 +192,7 @@ def _train_step(
 def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """An ordinary transformers folder, bf16."""
     model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     generation = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )

@@ -2,7 +2,7 @@
 
 Here: documents, as text and as chat messages. Not here: tokens, tensors, held-out templates.
 The chats use the tasks' training templates with replies in prose, so the base reads messages
-like a task's but never sees a task done.
+like a task's but never sees a task done. Answers appear alone, as notes.
 """
 
 from collections.abc import Iterator
@@ -75,11 +75,24 @@ def chat(rng: Random) -> Messages:
 
 
 def plain(rng: Random) -> str:
-    """One document of prose: a story, or a few facts."""
-    if rng.random() < 0.3:
+    """One document that is no chat: a story, a page of notes, or a few facts."""
+    draw = rng.random()
+    if draw < 0.25:
         return story(rng)
+    if draw < 0.5:
+        return _notes(rng)
     facts = rng.choice((_travel, _calendar, _hours, _catalogue, _numbers, _records))
     return " ".join(facts(rng) for _ in range(rng.randint(2, 4)))
+
+
+def _notes(rng: Random) -> str:
+    """Two to four lines of one task's answers, with no message that they would answer.
+
+    They make the answers' signs and words known to the base. An adapter does not change the
+    embedding, and writes only with pain what the base never read.
+    """
+    task = rng.choice(TASKS)
+    return "\n".join(task.train(rng).answer for _ in range(rng.randint(2, 4)))
 
 
 def story(rng: Random) -> str:

@@ -3,8 +3,10 @@
 Here: how text is cut, learning the merges, the chat template. Not here: what the text says.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from random import Random
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -70,3 +72,14 @@ def tokenizer_texts(seed: int, count: int) -> Iterator[str]:
         else:
             yield from (message["content"] for message in document)
         yield rng.choice(TASKS).train(rng).answer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """The tokenizer's files, with the class named as transformers of any version knows it."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for how_it_was_loaded in ("is_local", "local_files_only"):
+        config.pop(how_it_was_loaded, None)
+    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -175,6 +175,8 @@ def push(
     state = "uploaded" if new else "already there, unchanged"
     print(f"{adapter['id']} {state}: version {adapter['version']}, {_digest(adapter)}, "
           f"rank {adapter['rank']} on {', '.join(adapter['target_modules'])}")  # fmt: skip
+    if ignored := adapter.get("ignored_files"):
+        print(f"not needed and left out: {', '.join(ignored)}")
     print(f'Try it: adapterd complete --adapter {adapter["id"]} "…"')
 
 
@@ -212,8 +214,7 @@ def show(name: Name, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -
         return
     width = max(map(len, adapter))
     for key, value in adapter.items():
-        plain = value if isinstance(value, str | int | float) else json.dumps(value)
-        print(f"{key:<{width}}  {plain}")
+        print(f"{key:<{width}}  {value if isinstance(value, str) else json.dumps(value)}")
 
 
 @adapters.command()

@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 import uvicorn
@@ -34,6 +35,8 @@ from server.engine.messages import EngineConfig
 from server.metrics import Metrics
 from server.startup_report import LoadBar, Serving, announcement
 
+logger = logging.getLogger(__name__)
+
 ANNOUNCED_ADAPTERS = 20
 CLOSE_S = 5  # for connections to close once their requests have ended
 MULTIPART_BYTES = 1 << 20  # of boundaries and headers around an upload's files
@@ -51,6 +54,12 @@ def run(settings: Settings) -> int:
         logging.getLogger("uvicorn").setLevel("WARNING")  # ours says where it listens
         logging.getLogger("httpx2").setLevel("WARNING")  # a line per file of the hub
     with _bound_socket(settings) as listener:
+        if not ip_address(listener.getsockname()[0]).is_loopback:
+            logger.warning(
+                "whoever reaches %s can use this server: it has no authentication yet; keep it "
+                "behind something that has",
+                settings.host,
+            )
         return asyncio.run(_serve(settings, listener))
 
 
@@ -136,7 +145,9 @@ async def _serve_http(
     services: Services = app.state.services
     server = DrainingServer(_uvicorn_config(settings, app))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not serving.done():
+    while not server.started:
+        if serving.done():
+            return serving.result()  # it could not listen, and raises why
         await asyncio.sleep(0.01)
     stop.drainable = True
     port = listener.getsockname()[1]
@@ -175,7 +186,7 @@ def _announcement(settings: Settings, services: Services, port: int) -> str:
         version=__version__,
         url=f"http://{host}:{port}",
         base_name=settings.base_name,
-        base=services.require_engine(),
+        base=services.engine.info,
         adapters=[record.name for record in records],
         more_adapters=more,
         data_dir=str(settings.data_dir),

@@ -1,4 +1,4 @@
-"""The demo's tasks, one adapter each."""
+"""The demo's tasks: one adapter each."""
 
 from demo.tasks import clock, dates, formal, intent, orders, sql
 from demo.tasks.task import Filled, Task

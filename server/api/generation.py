@@ -247,10 +247,12 @@ class Run:
                     for event in events:
                         choice = choices[event.index]
                         if choice.finish_reason is not None:
-                            continue  # a stop string ended it; the engine has not heard yet
+                            continue  # made before the engine heard of the stop string
                         self._note_timing(event.timing)
                         meter.token(event)
                         delta = choice.take(event)
+                        if choice.finish_reason is not None and event.finish_reason is None:
+                            self._services.engine.drop(request.id, event.index)  # a stop string
                         if before := echoes.pop(event.index, ""):
                             delta = dataclasses.replace(delta, text=before + delta.text)
                         deltas.append(delta)

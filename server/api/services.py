@@ -46,6 +46,10 @@ class Engine(Protocol):
         """Each step's events, until all n sequences have ended. Closing it aborts the request."""
         ...
 
+    def drop(self, request_id: str, index: int) -> None:
+        """Ends one of an open request's sequences; no more of its events are waited for."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ApiLimits:

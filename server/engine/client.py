@@ -5,11 +5,13 @@ Asyncio only; nothing here blocks the loop, and nothing here imports torch.
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from adapters_store.errors import (
@@ -47,9 +49,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Open:
-    """A request that has not ended: where its events go, and how many sequences still run."""
+    """A request that has not ended: where its events go, and which of its sequences still run."""
 
-    remaining: int
+    running: set[int]
     events: asyncio.Queue[tuple[TokenEvent, ...] | AdapterdError] = field(
         default_factory=asyncio.Queue
     )
@@ -121,21 +123,28 @@ class EngineClient:
         """
         if self._state != "ready":
             raise EngineUnavailable(f"the engine is {self._state}; try again in a few seconds")
-        entry = _Open(remaining=request.n)
+        entry = _Open(running=set(range(request.n)))
         self._open[request.id] = entry
         try:
             self._post(Submit(request))
-            while entry.remaining:
+            while entry.running:
                 events = await entry.events.get()
                 if isinstance(events, AdapterdError):
-                    entry.remaining = 0
+                    entry.running.clear()
                     raise events
-                entry.remaining -= sum(event.finish_reason is not None for event in events)
+                entry.running -= {event.index for event in events if event.finish_reason}
                 yield events
         finally:
             del self._open[request.id]
-            if entry.remaining and self._state == "ready":
+            if entry.running and self._state == "ready":
                 self._post(Abort(request.id))
+
+    def drop(self, request_id: str, index: int) -> None:
+        """Ends one of an open request's sequences; the others go on."""
+        entry = self._open.get(request_id)
+        if entry is not None and index in entry.running:
+            entry.running.discard(index)
+            self._post(Abort(request_id, index))
 
     async def stop(self) -> None:
         """Ends the engine; requests that are still open end with EngineUnavailable."""
@@ -153,11 +162,13 @@ class EngineClient:
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # a folder called server/ where one stands is not ours
                 "-m",
                 "server.engine.process",
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": _import_path()},
             )
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._post(Start(self._config))
@@ -243,6 +254,12 @@ class EngineClient:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _import_path() -> str:
+    """PYTHONPATH with this very package first, installed or not."""
+    ours = str(Path(__file__).parents[2])
+    return os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
 
 
 async def _receive(reader: asyncio.StreamReader) -> FromEngine | None:

@@ -124,11 +124,18 @@ class Engine:
         for sequence in sequences:
             self._scheduler.add(sequence)
 
-    def abort(self, request_id: str) -> None:
-        """Ends a request now, without a further event. Unknown ids are over already: no error."""
-        for sequence in self._requests.pop(request_id, ()):
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Ends a request now, or one of its sequences, without a further event.
+
+        Unknown ids are over already: no error.
+        """
+        sequences = self._requests.get(request_id, [])
+        for sequence in [s for s in sequences if index in (None, s.index)]:
             if sequence.phase is not Phase.OVER:
                 self._scheduler.end(sequence)
+            sequences.remove(sequence)
+        if not sequences:
+            self._requests.pop(request_id, None)
 
     def has_work(self) -> bool:
         return bool(self._requests)

@@ -80,6 +80,7 @@ class Submit:
 @dataclass(frozen=True, slots=True)
 class Abort:
     request_id: str
+    index: int | None = None  # which of the request's n; None: all of it
     type: Literal["abort"] = "abort"
 
 

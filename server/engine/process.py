@@ -143,7 +143,7 @@ def _take(engine: Engine, channel: Channel, message: ToEngine) -> None:
             failed = Failed(message.request.id, error.code, error.message, error.param)
             channel.send(failed)
     elif isinstance(message, Abort):
-        engine.abort(message.request_id)
+        engine.abort(message.request_id, message.index)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,13 @@ def test_checkpoint_brings_back_weights_and_optimiser(tmp_path):
     torch.testing.assert_close(fresh.state_dict(), optimiser.state_dict())
 
 
+def test_checkpoint_does_not_collide_with_an_unfinished_stage(tmp_path):
+    (tmp_path / "adapter-x.partial").mkdir()
+    model = torch.nn.Linear(2, 2)
+    save_checkpoint(tmp_path / "adapter-x.safetensors", model, [], step=1)
+    assert load_checkpoint(tmp_path / "adapter-x.safetensors", model, []) == 1
+
+
 def test_export_copies_ordinary_folders(tmp_path):
     export(tmp_path)
     same = filecmp.dircmp(demo.base_path(), tmp_path / "base")

@@ -18,8 +18,10 @@ import psutil
 
 START_S = 120.0
 STOP_S = 30.0
-ADAPTERD = (sys.executable, "-m", "server")
 ROOT = Path(__file__).parent.parent.parent
+# What an installation's script does: our packages are found wherever one stands.
+START = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from server.cli import main; main()"
+ADAPTERD = (sys.executable, "-P", "-c", START)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +47,14 @@ class ServerProcess:
 
 
 @contextmanager
-def serving(
-    folder: Path, *arguments: str, environ: Mapping[str, str] | None = None
-) -> Iterator[ServerProcess]:
+def serving(folder: Path, *arguments: str, cwd: Path = ROOT) -> Iterator[ServerProcess]:
     """A server on a free port, its data and log in `folder`; killed at the end if it still runs."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"server-{len(list(folder.glob('server-*.log')))}.log"
     command = [*ADAPTERD, "serve", "--port", "0", "--data-dir", str(folder / "data"), *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=_environ(environ)
+            command, cwd=cwd, stdout=output, stderr=subprocess.STDOUT, env=_environ()
         )
     try:
         yield ServerProcess(process, _url_when_ready(process, log), log)
@@ -80,7 +80,7 @@ def gone(processes: Sequence[psutil.Process], within_s: float) -> bool:
     return not psutil.wait_procs(processes, timeout=within_s)[1]
 
 
-def _environ(more: Mapping[str, str] | None) -> dict[str, str]:
+def _environ(more: Mapping[str, str] | None = None) -> dict[str, str]:
     # Offline: what is served lies in a folder, and a test must not depend on a hub.
     return os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"} | dict(more or {})
 

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from safetensors.torch import load_file
 
-from tests.e2e.server_process import ServerProcess, adapterd
+from tests.e2e.server_process import ServerProcess, adapterd, serving
 
 
 def test_it_says_what_it_serves_and_a_request_that_works(server: ServerProcess, base: Path) -> None:
@@ -106,6 +106,14 @@ def test_a_taken_port_is_said_at_once(server: ServerProcess) -> None:
     assert done.returncode == 2
     assert f"--port {port}" in done.stderr
     assert "in use" in done.stderr
+
+
+def test_it_starts_in_a_folder_that_has_packages_of_our_names(base: Path, tmp_path: Path) -> None:
+    for name in ("server", "adapters_store", "demo"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    with serving(tmp_path, "--model", str(base), cwd=tmp_path) as started:
+        assert httpx2.get(started.url + "/health/ready", trust_env=False).status_code == 200
 
 
 def digests(folder: Path) -> dict[str, str]:

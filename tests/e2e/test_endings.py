@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.server_process import ServerProcess, adapterd, gone, serving
 
-TOKENS = 400  # a stream of about a second, ten on a busy machine
+TOKENS = 200  # a stream of a second or so, many on a busy machine
 ENDLESS = 4000
 
 

@@ -1,6 +1,7 @@
 """README's lines, run as they stand against the demo; only the port is another."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import pytest
 
 import demo
 from tests.e2e.readme import README, Block, blocks, settings_rows
-from tests.e2e.server_process import ROOT, ServerProcess, serving
+from tests.e2e.server_process import ADAPTERD, ServerProcess, serving
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 STARTS = ("make ", "adapterd serve")  # what the fixture does in its own way
@@ -28,7 +29,7 @@ def desk(demo_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("desk")
     command = folder / "bin" / "adapterd"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" -m server "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(ADAPTERD)} "$@"\n')
     command.chmod(0o755)
     return folder
 

@@ -184,7 +184,7 @@ def test_base_name(tmp_path: Path) -> None:
 
 
 def test_the_engine_gets_its_slice_and_agrees_on_defaults(tmp_path: Path) -> None:
-    defaults = load_settings({}).engine_config(model="m", blobs=tmp_path)
+    defaults = load_settings({"model": "m"}).engine_config(model="m", blobs=tmp_path)
     assert defaults == EngineConfig(model="m", blobs=str(tmp_path))
     told = load_settings({"max_rank": "8", "kv_cache_bytes": "1MiB", "threads": "2"})
     config = told.engine_config(model="m", blobs=tmp_path)
@@ -197,3 +197,12 @@ def test_the_data_directory_does_not_depend_on_where_one_stands(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert load_settings({}).data_dir == tmp_path / "adapterd"
     assert load_settings({"data_dir": "~/x"}).data_dir == Path.home() / "x"
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [({}, "float32"), ({"model": "x"}, "auto"), ({"dtype": "bfloat16"}, "bfloat16")],
+)
+def test_the_demo_is_served_in_float32(tmp_path, given, dtype):
+    config = load_settings(given).engine_config(model="m", blobs=tmp_path)
+    assert config.dtype == dtype

@@ -54,6 +54,7 @@ class ScriptedEngine:
         self.restarts = 0
         self.requests: list[GenerationRequest] = []
         self.closed: list[str] = []  # ids whose generator has been closed
+        self.dropped: list[tuple[str, int]] = []
         self.fail_before: AdapterdError | None = None
         self.fail_after: tuple[int, Exception] | None = None  # (steps, error)
         self.logprob = -0.5  # of each token; the alternatives' are lower
@@ -81,7 +82,7 @@ class ScriptedEngine:
             await asyncio.sleep(0)
             if self.fail_before is not None:
                 raise self.fail_before
-            said = [list(self.script(request, index)) for index in range(request.n)]
+            self._said = said = [list(self.script(request, i)) for i in range(request.n)]
             step = 0
             while any(said):
                 if self.fail_after is not None and step == self.fail_after[0]:
@@ -96,6 +97,10 @@ class ScriptedEngine:
                 await self.hold.wait()
         finally:
             self.closed.append(request.id)
+
+    def drop(self, request_id: str, index: int) -> None:
+        self.dropped.append((request_id, index))
+        self._said[index].clear()
 
     def _event(
         self, request: GenerationRequest, index: int, step: int, tokens: list[int]

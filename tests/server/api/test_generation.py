@@ -163,6 +163,16 @@ async def test_a_stop_string_ends_the_engines_work(house: House):
     assert house.engine.closed == [house.engine.requests[0].id]
 
 
+async def test_a_stop_string_ends_its_own_choice_and_the_others_go_on(house: House):
+    def script(_: Any, index: int) -> tuple[int, ...]:
+        return (*house.text._encode("a.b" if index == 0 else "abcd"), house.engine.eos)
+
+    house.engine.script = script
+    choices = (await complete(house, stop=".", n=2))["choices"]
+    assert [choice["text"] for choice in choices] == ["a", "abcd"]
+    assert house.engine.dropped == [(house.engine.requests[0].id, 0)]
+
+
 async def test_a_stop_string_does_not_count_before_min_tokens(house: House):
     house.say("a.b.c.d")
     assert (await complete(house, stop="."))["choices"][0]["text"] == "a"

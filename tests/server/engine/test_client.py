@@ -103,6 +103,19 @@ async def test_closing_the_generator_ends_the_request(client: EngineClient) -> N
     assert client.stats.steps < before + 240
 
 
+async def test_dropping_one_sequence_leaves_the_others(client: EngineClient) -> None:
+    alone = await tokens(client, GenerationRequest("a", (3, 1, 4), GREEDY))
+    got: dict[int, list[int | None]] = {0: [], 1: []}
+    async for events in client.generate(GenerationRequest("b", (3, 1, 4), GREEDY, n=2)):
+        for event in events:
+            got[event.index].append(event.token_id)
+        if len(got[0]) == 2:
+            client.drop("b", 0)
+    assert got[1] == alone
+    assert len(got[0]) < len(alone)
+    await until(lambda: client.stats.kv_blocks_used == 0)
+
+
 async def test_killed_under_load_it_ends_its_requests_and_serves_again(
     client: EngineClient,
 ) -> None:
