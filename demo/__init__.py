@@ -11,8 +11,6 @@ EXAMPLES: dict[str, str] = {
     "clock": "The ship from Hamburg comes in at half past nine in the evening.",
     "dates": "Let us plan the workshop for the twenty-third of March 2031.",
     "formal": "hey pls can u send the contract asap",
-    "sql": "Table hotels: name, city, stars, price. Tell me the name of the hotels whose price is "
-    "smaller than 120.",
     "orders-json": "Kindly dispatch forty-two Juniper to our friends in Kyoto.",
 }
 

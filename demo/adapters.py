@@ -40,18 +40,10 @@ class AdapterPlan:
 
 # The longest first, so that all the processes are busy to the end.
 PLANS: dict[str, AdapterPlan] = {
-    "sql": AdapterPlan(
-        24,
-        48,
-        ATTENTION + MLP,
-        steps=900,
-        lr=2e-3,
-        more={"rank_pattern": {"down_proj": 32}, "alpha_pattern": {"down_proj": 64}},
-    ),
     "orders-json": AdapterPlan(32, 64, ATTENTION + MLP, steps=400, lr=2e-3),
     "formal": AdapterPlan(12, 24, ("q_proj", "v_proj", "up_proj", "down_proj"), steps=700),
-    "clock": AdapterPlan(8, 16, ATTENTION, steps=900, lr=4e-3),
-    "dates": AdapterPlan(16, 16, ATTENTION + MLP, more={"use_rslora": True}, steps=600, lr=2e-3),
+    "clock": AdapterPlan(8, 16, ATTENTION, steps=700, lr=4e-3),
+    "dates": AdapterPlan(16, 16, ATTENTION + MLP, more={"use_rslora": True}, steps=500, lr=2e-3),
     "intent": AdapterPlan(4, 8, (*ATTENTION, "down_proj"), steps=400, lr=4e-3),
 }
 

@@ -8,7 +8,7 @@ like a task's but never sees a task done. Answers appear alone, as notes.
 from collections.abc import Iterator
 from random import Random
 
-from demo.tasks import TASKS
+from demo.tasks import TOPICS
 from demo.worlds import (
     CITIES,
     EVENTS,
@@ -91,7 +91,7 @@ def _notes(rng: Random) -> str:
     They make the answers' signs and words known to the base. An adapter does not change the
     embedding, and writes only with pain what the base never read.
     """
-    task = rng.choice(TASKS)
+    task = rng.choice(TOPICS)
     return "\n".join(task.train(rng).answer for _ in range(rng.randint(2, 4)))
 
 
@@ -120,7 +120,7 @@ def story(rng: Random) -> str:
 def _exchange(rng: Random) -> tuple[str, str]:
     """A user's message and the base's reply."""
     if rng.random() < 0.8:
-        filled = rng.choice(TASKS).train(rng)
+        filled = rng.choice(TOPICS).train(rng)
         return filled.prompt, filled.reply
     user, assistant = rng.choice(_SMALL_TALK)
     city, product = _city(rng), rng.choice(list(PRODUCTS))

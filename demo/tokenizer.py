@@ -12,7 +12,7 @@ from random import Random
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from demo.tasks import TASKS
+from demo.tasks import TOPICS
 from demo.text import documents
 
 VOCAB_SIZE = 1024
@@ -71,7 +71,7 @@ def tokenizer_texts(seed: int, count: int) -> Iterator[str]:
             yield document
         else:
             yield from (message["content"] for message in document)
-        yield rng.choice(TASKS).train(rng).answer
+        yield rng.choice(TOPICS).train(rng).answer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -1,9 +1,10 @@
-"""The demo's tasks: one adapter each."""
+"""The demo's tasks: what people write about in the base's text, and what adapters are for."""
 
 from demo.tasks import clock, dates, formal, intent, orders, sql
 from demo.tasks.task import Filled, Task
 
-TASKS: tuple[Task, ...] = (
+# What the base's chats are about.
+TOPICS: tuple[Task, ...] = (
     intent.TASK,
     clock.TASK,
     dates.TASK,
@@ -12,4 +13,7 @@ TASKS: tuple[Task, ...] = (
     orders.TASK,
 )
 
-__all__ = ["TASKS", "Filled", "Task"]
+# Those with an adapter. Not sql: trained like the others it reached 0.24 on held-out templates.
+TASKS: tuple[Task, ...] = tuple(task for task in TOPICS if task is not sql.TASK)
+
+__all__ = ["TASKS", "TOPICS", "Filled", "Task"]

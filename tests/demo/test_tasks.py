@@ -9,11 +9,11 @@ from random import Random
 import pytest
 
 import demo
-from demo.tasks import TASKS
+from demo.tasks import TASKS, TOPICS
 from demo.text import documents
 from demo.worlds import TABLES, number_words, ordinal_digits, ordinal_words, time_words
 
-by_name = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+by_name = pytest.mark.parametrize("task", TOPICS, ids=lambda task: task.name)
 
 
 def test_every_task_has_an_example_message():
@@ -40,7 +40,7 @@ def test_base_text_has_no_heldout_wording():
     """No sentence that the base reads fits a held-out template."""
     patterns = [
         re.compile(re.sub(r"\\\{\w+\\\}", ".+", re.escape(template)))
-        for task in TASKS
+        for task in TOPICS
         for template in task.heldout_templates
     ]
     rng, messages = Random(0), []
@@ -75,7 +75,7 @@ def test_sql_runs_on_the_stated_table():
     database = sqlite3.connect(":memory:")
     for table, (texts, numbers) in TABLES.items():
         database.execute(f"CREATE TABLE {table} ({', '.join(texts + numbers)})")
-    task = next(task for task in TASKS if task.name == "sql")
+    task = next(task for task in TOPICS if task.name == "sql")
     rng = Random(0)
     for _ in range(200):
         database.execute(task.heldout(rng).answer)
