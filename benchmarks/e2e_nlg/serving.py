@@ -44,7 +44,7 @@ def own_server(base: Path, threads: int) -> Iterator[str]:
         data = stack.enter_context(tempfile.TemporaryDirectory())
         log = stack.enter_context(tempfile.TemporaryFile(mode="w+"))
         port = _free_port()
-        command = [sys.executable, "-m", "server", "serve", "--model", str(base)]
+        command = [sys.executable, "-m", "server.cli", "serve", "--model", str(base)]
         command += ["--port", str(port), "--data-dir", data, "--dtype", "float32"]
         command += ["--max-resident-adapters", "3", "--threads", str(threads)]
         env = {name: value for name, value in os.environ.items() if name != DATA_VARIABLE}
