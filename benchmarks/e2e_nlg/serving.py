@@ -18,6 +18,7 @@ from benchmarks.e2e_nlg.data import DATA_VARIABLE
 from benchmarks.e2e_nlg.offline import Reply
 from benchmarks.e2e_nlg.prompt import message
 
+START = "from server.cli import main; main()"
 READY_S = 120.0
 ANSWER_S = 600.0
 AT_ONCE = 32  # requests open together
@@ -44,7 +45,7 @@ def own_server(base: Path, threads: int) -> Iterator[str]:
         data = stack.enter_context(tempfile.TemporaryDirectory())
         log = stack.enter_context(tempfile.TemporaryFile(mode="w+"))
         port = _free_port()
-        command = [sys.executable, "-m", "server.cli", "serve", "--model", str(base)]
+        command = [sys.executable, "-c", START, "serve", "--model", str(base)]
         command += ["--port", str(port), "--data-dir", data, "--dtype", "float32"]
         command += ["--max-resident-adapters", "3", "--threads", str(threads)]
         env = {name: value for name, value in os.environ.items() if name != DATA_VARIABLE}
