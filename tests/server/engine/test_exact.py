@@ -74,18 +74,25 @@ def test_two_hundred_requests_over_unequal_adapters(tmp_path: Path):
     assert_exact(base, folders, hard_config(base, slots=3, blocks=24), mix)
 
 
-def test_two_hundred_requests_on_the_demo():
-    """The embedded base with its trained adapters, asked what they were made for."""
+def test_two_hundred_requests_on_the_demo(tmp_path: Path):
+    """The embedded base with its trained adapters, asked what they were made for, and two random
+    ones of other shapes."""
     if not demo.base_path().is_dir():
         pytest.skip("the demo is not made yet: python -m demo.make")
+    base = demo.base_path()
+    folders = {name: path for name, path in demo.adapter_paths().items() if path.is_dir()}
+    for seed, recipe in enumerate(RECIPES[2:4]):
+        folders[recipe.name] = make_adapter(
+            base, LLAMA, recipe, tmp_path / recipe.name, seed=seed, gain=0.3
+        )
+    assert len(folders) >= 6
     mix = Mix(
         requests=200,
-        adapters=[None, *demo.EXAMPLES],
+        adapters=[None, *folders],
         prompts=demo_prompts(60),
         max_tokens=(1, 24),
         per_step=0.9,
     )
-    base, folders = demo.base_path(), demo.adapter_paths()
     assert_exact(base, folders, hard_config(base, slots=3, blocks=24), mix)
 
 
