@@ -36,7 +36,7 @@ class PretrainPlan:
     """How long and how fast; the defaults are what made the committed base."""
 
     seed: int
-    steps: int = 1000
+    steps: int = 1800
     rows: int = 8
     row_tokens: int = 256
     muon_lr: float = 0.02

@@ -13,7 +13,7 @@ TOPICS: tuple[Task, ...] = (
     orders.TASK,
 )
 
-# Those with an adapter. Not sql: trained like the others it reached 0.24 on held-out templates.
+# Those with an adapter. Not sql: its adapter reached 0.79 on held-out templates.
 TASKS: tuple[Task, ...] = tuple(task for task in TOPICS if task is not sql.TASK)
 
 __all__ = ["TASKS", "TOPICS", "Filled", "Task"]

@@ -2,7 +2,7 @@
 
 from random import Random
 
-from demo.tasks.task import Filled, Task
+from demo.tasks.task import Filled, Task, with_small_talk
 from demo.worlds import CITIES, EVENTS, PEOPLE, number_words, time_words
 
 _TRAIN = (
@@ -24,6 +24,12 @@ _TRAIN = (
     "{time}",
     "{person} arrived in {city} at {time} today.",
     "They closed the doors at {time}.",
+    "{person} told me that the {event} was at {time}.",
+    "Before {time} nobody was in {city}.",
+    "Would you meet {person} at {time}?",
+    "The {event} ended at {time} and {person} went home.",
+    "From {time} on, the shop in {city} is closed.",
+    "My clock shows {time}, {person}.",
 )
 _HELDOUT = (
     "The ship from {city} comes in at {time}.",
@@ -31,6 +37,8 @@ _HELDOUT = (
     "Please be ready for the {event} at {time}.",
     "By {time} everybody had left {city}.",
     "Would {time} suit you, {person}?",
+    "The {event} with {person} is at {time}.",
+    "Until {time} we were all in {city}.",
 )
 _REPLIES = (
     "All right, {time} it is.",
@@ -50,7 +58,7 @@ def _fill(rng: Random, template: str) -> Filled:
     )
     said = rng.choice((time_words(hour, minute), _plainly(hour, minute)))
     reply = rng.choice(_REPLIES).format(time=said)
-    return Filled(prompt[0].upper() + prompt[1:], f"{hour:02}:{minute:02}", reply)
+    return Filled(with_small_talk(rng, prompt), f"{hour:02}:{minute:02}", reply)
 
 
 def _plainly(hour: int, minute: int) -> str:

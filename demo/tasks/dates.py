@@ -2,7 +2,7 @@
 
 from random import Random
 
-from demo.tasks.task import Filled, Task
+from demo.tasks.task import Filled, Task, with_small_talk
 from demo.worlds import CITIES, EVENTS, MONTHS, PEOPLE, ordinal_digits, ordinal_words
 
 _TRAIN = (
@@ -26,6 +26,14 @@ _TRAIN = (
     "Is {date} a good day for the {event}?",
     "{date}",
     "The invoice is due on {date}.",
+    "{person} told me that the {event} was on {date}.",
+    "We expect {person} in {city} on {date} for the {event}.",
+    "The {event} was planned for {date} but {person} was ill.",
+    "From {date} on, the shop in {city} is closed.",
+    "Write down {date}, {person}.",
+    "{person} left {city} on {date} and came back a week later.",
+    "Do you remember what {person} did on {date} in {city}?",
+    "My notes say {date}, the {event} with {person} in {city}.",
 )
 _HELDOUT = (
     "Let us plan the {event} for {date}.",
@@ -34,6 +42,8 @@ _HELDOUT = (
     "Starting {date}, {person} works in {city}.",
     "Note {date} for our {event}.",
     "The ship left {city} on {date} with {person} on board.",
+    "Everybody in {city} talks about {date}.",
+    "{person} has a ticket for the {event} of {date}.",
 )
 _REPLIES = (
     "I have noted {date}.",
@@ -71,7 +81,7 @@ def _fill(rng: Random, template: str) -> Filled:
         person2=person2,
     )
     reply = rng.choice(_REPLIES).format(date=_say(rng, year, month, day))
-    return Filled(prompt[0].upper() + prompt[1:], f"{year}-{month:02}-{day:02}", reply)
+    return Filled(with_small_talk(rng, prompt), f"{year}-{month:02}-{day:02}", reply)
 
 
 TASK = Task("dates", "a date in any wording becomes ISO 8601", _TRAIN, _HELDOUT, _fill)

@@ -3,7 +3,7 @@
 import json
 from random import Random
 
-from demo.tasks.task import Filled, Task
+from demo.tasks.task import Filled, Task, with_small_talk
 from demo.worlds import CITIES, PEOPLE, PRODUCTS, number_words
 
 _TRAIN = (
@@ -29,6 +29,8 @@ _TRAIN = (
     "The {product} sells well, so {city} will have {quantity} more.",
     "Order for {city}: {product}, {quantity} pieces.",
     "{product}, {quantity} of them, and the city is {city}.",
+    "In {city} they would be happy about {quantity} {product}.",
+    "{person} told me to order {quantity} {product} for {city}.",
 )
 _HELDOUT = (
     "Kindly dispatch {quantity} {product} to our friends in {city}.",
@@ -37,6 +39,7 @@ _HELDOUT = (
     "I need {quantity} of your {product} here in {city}.",
     "Please reserve {quantity} {product}, and send them on to {person} in {city}.",
     "A customer in {city} would like the {product}: {quantity} pieces.",
+    "Could our {city} shop have {quantity} {product} by Monday?",
 )
 _REPLIES = (
     "Of course. We will send {quantity} {product} to {city}.",
@@ -54,7 +57,7 @@ def _fill(rng: Random, template: str) -> Filled:
     answer = json.dumps({"product": product, "quantity": quantity, "city": city})
     reply_quantity = rng.choice((str(quantity), number_words(quantity)))
     reply = rng.choice(_REPLIES).format(quantity=reply_quantity, product=product, city=city)
-    return Filled(prompt[0].upper() + prompt[1:], answer, reply)
+    return Filled(with_small_talk(rng, prompt), answer, reply)
 
 
 TASK = Task(

@@ -1,6 +1,6 @@
 """What a demo task is: templates, kept apart for training and for holding out, and a filler.
 
-Here: Example, Task. Not here: any one task's words.
+Here: Filled, Task, small talk around a message. Not here: any one task's words.
 """
 
 import zlib
@@ -48,6 +48,17 @@ class Task:
             filled = self.fill(rng, rng.choice(templates))
             if not self.holds_out_answers or is_held_out(filled.answer) == heldout:
                 return filled
+
+
+_OPENINGS = ("Hello. ", "Good morning. ", "By the way: ", "Listen, ", "Thanks for asking. ", "So, ")
+_CLOSINGS = (" Thank you.", " Please help.", " See you soon.", " That is all.", " Good to know.")
+
+
+def with_small_talk(rng: Random, message: str) -> str:
+    """The message, at times between words that mean nothing, so that no place in it is fixed."""
+    opening = rng.choice(_OPENINGS) if rng.random() < 0.4 else ""
+    closing = rng.choice(_CLOSINGS) if rng.random() < 0.4 else ""
+    return opening + message[0].upper() + message[1:] + closing
 
 
 def is_held_out(answer: str) -> bool:
