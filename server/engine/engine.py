@@ -37,6 +37,7 @@ from server.engine.messages import (
     TokenEvent,
 )
 from server.engine.plan import Chunk, StepPlan, build_plan
+from server.engine.prefix_cache import PrefixCache
 from server.engine.runner import Runner
 from server.engine.sampler import sample
 from server.engine.scheduler import Scheduler, SchedulerLimits
@@ -79,6 +80,9 @@ class Engine:
         bound = _bind_methods(config, base, spec)
         self._block_size = config.block_size
         self._pool = BlockPool(blocks + 1, cache.wipe)
+        self._prefixes = PrefixCache(
+            self._pool, config.block_size, digest, enabled=config.prefix_cache
+        )
         self._residency = Residency(
             source,
             spec,
@@ -90,7 +94,7 @@ class Engine:
         )
         limits = SchedulerLimits(config.max_batch_tokens, config.max_sequences, config.block_size)
         self._scheduler = Scheduler(
-            limits, self._pool, self._residency, base.eos_token_ids, base.device
+            limits, self._prefixes, self._residency, base.eos_token_ids, base.device
         )
         self._runner = Runner(base, cache, tuple(bound.values()))
         self._requests: dict[str, list[Sequence]] = {}  # those of its sequences that are not over
@@ -117,6 +121,7 @@ class Engine:
                 adapter=request.adapter,
                 seed=seeds + index,
                 arrived_s=now,
+                cache_salt=request.cache_salt,
             )
             for index in range(request.n)
         ]
@@ -129,13 +134,7 @@ class Engine:
 
         Unknown ids are over already: no error.
         """
-        sequences = self._requests.get(request_id, [])
-        for sequence in [s for s in sequences if index in (None, s.index)]:
-            if sequence.phase is not Phase.OVER:
-                self._scheduler.end(sequence)
-            sequences.remove(sequence)
-        if not sequences:
-            self._requests.pop(request_id, None)
+        self._end(request_id, index)
 
     def has_work(self) -> bool:
         return bool(self._requests)
@@ -172,9 +171,11 @@ class Engine:
         return Stats(
             running=len(self._scheduler.running),
             waiting=len(waiting),
-            kv_blocks_used=self._pool.used,
+            kv_blocks_used=self._prefixes.used,
             kv_blocks_total=self._pool.total,
             preemptions=self._scheduler.preemptions,
+            prefix_queries=self._prefixes.queried_tokens,
+            prefix_hits=self._prefixes.hit_tokens,
             steps=self._steps,
             step_tokens=self._step_tokens,
             step_segments=self._step_segments,
@@ -224,6 +225,15 @@ class Engine:
                 param="prompt" if length >= room else "max_tokens",
             )
 
+    def _end(self, request_id: str, index: int | None = None, *, spoilt: bool = False) -> None:
+        sequences = self._requests.get(request_id, [])
+        for sequence in [s for s in sequences if index in (None, s.index)]:
+            if sequence.phase is not Phase.OVER:
+                self._scheduler.end(sequence, spoilt=spoilt)
+            sequences.remove(sequence)
+        if not sequences:
+            self._requests.pop(request_id, None)
+
     def _stops(self, plan: StepPlan) -> list[frozenset[int]]:
         """Per sampled row, the ids that would end its sequence."""
         eos = self._base.eos_token_ids
@@ -248,7 +258,7 @@ class Engine:
         message = f"the step this request was in failed: {type(error).__name__}: {error}"
         events: list[TokenEvent | Failed] = []
         for request_id in dict.fromkeys(chunk.sequence.request_id for chunk in plan.chunks):
-            self.abort(request_id)
+            self._end(request_id, spoilt=True)
             events.append(Failed(request_id, EngineFailed.code, message))
         return events
 
@@ -263,7 +273,7 @@ class Engine:
                 continue
             due.append(event)
             if isinstance(event, Failed):
-                self.abort(event.request_id)
+                self._end(event.request_id, spoilt=True)
             elif event.finish_reason is not None:
                 sequences = self._requests[event.request_id]
                 sequences[:] = [s for s in sequences if s.index != event.index]

@@ -23,10 +23,10 @@ class LayerShape:
 
 
 class BlockPool:
-    """Hands out block numbers. Every block is free, and wiped, or owned by exactly one sequence.
+    """Hands out block numbers. Every block is free, and wiped, or taken once.
 
-    `wipe` zeroes blocks as they come back: the unused end of a block is masked for its next
-    owner, and a masked NaN would spread all the same.
+    `wipe` zeroes blocks as they come back: the unused end of a block is masked for whoever takes
+    it next, and a masked NaN would spread all the same.
     """
 
     def __init__(self, blocks: int, wipe: Callable[[list[int]], None]) -> None:
@@ -55,9 +55,9 @@ class BlockPool:
             self._wipe(blocks)
         self._free.extend(blocks)
 
-    def check(self, owned: list[int]) -> None:
-        """Recounts: `owned` are all blocks in block tables. Raises AssertionError on drift."""
-        everything = sorted(self._free + owned)
+    def check(self, taken: list[int]) -> None:
+        """Recounts: `taken` are all blocks in use, each once. Raises AssertionError on drift."""
+        everything = sorted(self._free + taken)
         assert everything == list(range(1, self.total + 1)), "a block is lost or has two owners"
 
 

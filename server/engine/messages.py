@@ -28,6 +28,7 @@ class EngineConfig:
     max_batch_tokens: int = 512  # per step
     max_sequences: int = 64  # running at once
     block_size: int = 16  # tokens per KV block
+    prefix_cache: bool = True
     host_cache_bytes: int = 1 << 30
     threads: int | None = None  # torch's; None: its default
 
@@ -60,6 +61,7 @@ class GenerationRequest:
     sampling: SamplingParams
     adapter: str | None = None  # version digest
     n: int = 1
+    cache_salt: str = ""  # KV blocks are shared only with requests of the same salt
 
 
 # --- API process → engine ---------------------------------------------------------------------
@@ -152,6 +154,7 @@ class TokenEvent:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     timing: Timing | None = None  # with the sequence's first token
+    cached_tokens: int | None = None  # of the prompt, found in the prefix cache; likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,8 @@ class Stats:
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
     preemptions: int = 0
+    prefix_queries: int = 0  # tokens of prompts that were looked up in the prefix cache
+    prefix_hits: int = 0  # of those, tokens found
     steps: int = 0
     step_tokens: int = 0  # total over all steps
     step_segments: int = 0  # total over all steps

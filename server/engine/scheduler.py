@@ -11,9 +11,9 @@ import torch
 
 from adapters_store.errors import AdapterdError, EngineFailed
 from server.adapters.residency import Residency
-from server.engine.kv_cache import BlockPool
 from server.engine.messages import Failed, FinishReason, Timing, TokenEvent
 from server.engine.plan import Chunk, StepPlan, build_plan
+from server.engine.prefix_cache import PrefixCache
 from server.engine.sampler import Sampled, SampledToken
 from server.engine.sequence import Phase, Sequence
 
@@ -46,13 +46,13 @@ class Scheduler:
     def __init__(
         self,
         limits: SchedulerLimits,
-        pool: BlockPool,
+        cache: PrefixCache,
         residency: Residency,
         eos_token_ids: frozenset[int],
         device: torch.device,
     ) -> None:
         self._limits = limits
-        self._pool = pool
+        self._cache = cache
         self._residency = residency
         self._eos = eos_token_ids
         self._device = device
@@ -88,16 +88,20 @@ class Scheduler:
         now = time.perf_counter()
         for chunk in plan.chunks:
             chunk.sequence.computed += chunk.count
-        return [
+        events = [
             self._apply_token(chunk.sequence, sampled.tokens[row], now)
             for row, chunk in enumerate(plan.sampled)
         ]
+        for chunk in plan.chunks:
+            if chunk.sequence.phase is Phase.RUNNING:
+                self._cache.keep(chunk.sequence)
+        return events
 
     def _apply_token(
         self, sequence: Sequence, sampled: SampledToken | None, now: float
     ) -> TokenEvent | Failed:
         if sampled is None:
-            self.end(sequence)
+            self.end(sequence, spoilt=True)
             return Failed(sequence.request_id, EngineFailed.code, _NOT_FINITE)
         sequence.tokens.append(sampled.token_id)
         reason = self._finish_reason(sequence, sampled.token_id)
@@ -111,10 +115,14 @@ class Scheduler:
             logprob=sampled.logprob,
             top_logprobs=sampled.top_logprobs,
             timing=_timing(sequence, now) if sequence.output_length == 1 else None,
+            cached_tokens=sequence.cached_tokens if sequence.output_length == 1 else None,
         )
 
-    def end(self, sequence: Sequence) -> None:
-        """Takes a sequence out, whatever it was doing, and releases all it holds."""
+    def end(self, sequence: Sequence, *, spoilt: bool = False) -> None:
+        """Takes a sequence out, whatever it was doing, and releases all it holds.
+
+        `spoilt`: what it computed may be wrong, and must not be found by others.
+        """
         if sequence.phase is Phase.WAITING:
             self._waiting.remove(sequence)
         elif sequence.phase is Phase.RUNNING:
@@ -122,7 +130,10 @@ class Scheduler:
         else:
             raise ValueError(f"sequence {sequence.key} is over already")
         sequence.phase = Phase.OVER
-        self._free_blocks(sequence)
+        if spoilt:
+            self._cache.discard(sequence)
+        else:
+            self._cache.release(sequence)
         if sequence.lease is not None:
             self._residency.release(sequence.lease)
             sequence.lease = None
@@ -138,7 +149,7 @@ class Scheduler:
         """Recounts blocks and leases against the sequences. Raises AssertionError on drift."""
         everyone = [*self._waiting, *self._running]
         assert len({sequence.key for sequence in everyone}) == len(everyone)
-        self._pool.check([block for sequence in everyone for block in sequence.block_table])
+        self._cache.check(everyone)
         self._residency.check()
         leases = [sequence.lease for sequence in everyone if sequence.lease is not None]
         assert len(leases) == self._residency.slots.leases, "a lease has no sequence"
@@ -166,20 +177,20 @@ class Scheduler:
         False if `sequence` itself had to go: nobody later was left to pre-empt.
         """
         missing = sequence.blocks_for(sequence.computed + count, self._limits.block_size)
-        while missing > self._pool.free:
+        while missing > self._cache.available:
             victim = self._running[-1]
             self._preempt(victim)
             chunks[:] = [chunk for chunk in chunks if chunk.sequence is not victim]
             if victim is sequence:
                 return False
-        sequence.block_table += self._pool.take(missing)
+        self._cache.extend(sequence, sequence.computed + count)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to the head of the queue, its blocks freed; its tokens will be computed again."""
+        """Back to the head of the queue, its blocks freed; its tokens will be computed again,
+        but for those that are still cached by then."""
         self._running.remove(sequence)
-        self._free_blocks(sequence)
-        sequence.computed = 0
+        self._cache.release(sequence)
         sequence.phase = Phase.WAITING
         self._waiting.appendleft(sequence)
         self.preemptions += 1
@@ -198,17 +209,15 @@ class Scheduler:
                 break
             if not self._adapter_at_hand(sequence):
                 continue
-            needed = sequence.blocks_for(len(sequence.tokens) + 1, self._limits.block_size)
-            if needed > self._pool.free:
+            if not self._cache.fits(sequence, len(sequence.tokens) + 1):
                 break
             if not self._lease_for(sequence, slot_waiters):
                 continue
+            self._cache.begin(sequence)
             count = min(sequence.uncomputed, budget)
-            sequence.block_table += self._pool.take(
-                sequence.blocks_for(count, self._limits.block_size)
-            )
+            self._cache.extend(sequence, sequence.computed + count)
             self._start(sequence)
-            chunks.append(Chunk(sequence, 0, count))
+            chunks.append(Chunk(sequence, sequence.computed, count))
             budget -= count
         return chunks
 
@@ -245,10 +254,6 @@ class Scheduler:
             sequence.scheduled_s = time.perf_counter()
         place = sum(1 for other in self._running if other.arrived_s <= sequence.arrived_s)
         self._running.insert(place, sequence)
-
-    def _free_blocks(self, sequence: Sequence) -> None:
-        self._pool.give_back(sequence.block_table)
-        sequence.block_table = []
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
         sampling = sequence.sampling

@@ -17,10 +17,10 @@ class Phase(Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Owned by the scheduler; nobody else writes to it.
+    """Owned by the scheduler; nobody else writes to it but the prefix cache, which fills blocks.
 
     `tokens` are prompt and output; the first `computed` of them have their keys and values in
-    the blocks of `block_table`.
+    the blocks of `block_table`, whose first `cached_blocks` others may hold too.
     """
 
     request_id: str
@@ -31,9 +31,13 @@ class Sequence:
     adapter: str | None  # version digest
     seed: int
     arrived_s: float  # time.perf_counter
+    cache_salt: str = ""  # only sequences of the same salt share blocks
     phase: Phase = Phase.WAITING
     computed: int = 0
     block_table: list[int] = field(default_factory=list)
+    cached_blocks: int = 0
+    block_hashes: list[bytes] = field(default_factory=list)  # of full blocks, as far as asked for
+    cached_tokens: int | None = None  # found in the prefix cache when it first ran
     lease: SlotLease | None = None
     overtaken: int = 0  # by later sequences that needed a slot, while this one waited for one
     adapter_ready_s: float | None = None  # perf_counter when nothing but a slot was missing

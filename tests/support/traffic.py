@@ -28,6 +28,7 @@ class Call:
     ignore_eos: bool = False
     abort_after: int | None = None  # steps after its arrival
     n: int = 1  # sequences; greedy ones must all be the same
+    salt: str = ""  # cache_salt
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class Mix:
     max_tokens: tuple[int, int]  # least and most
     per_step: float  # mean arrivals per step
     aborted: float = 0.0  # share of the requests
+    salts: Sequence[str] = ("",)
 
 
 def random_prompts(
@@ -58,9 +60,21 @@ def random_prompts(
     return [tuple(rng.randrange(vocab) for _ in range(rng.randint(*lengths))) for _ in range(count)]
 
 
+def alike_prompts(
+    count: int, vocab: int, beginnings: int, lengths: tuple[int, int], seed: int
+) -> list[tuple[int, ...]]:
+    """`count` prompts of random ids with lengths in `lengths`, each one of few beginnings, whole
+    or cut short, and then up to 9 ids of its own."""
+    rng = random.Random(seed)
+    least, most = lengths
+    systems = random_prompts(beginnings, vocab, (most - 9, most - 9), seed)
+    tails = random_prompts(count, vocab, (0, 9), seed + 1)
+    return [rng.choice(systems)[: rng.randint(least, most)] + tail for tail in tails]
+
+
 def random_calls(mix: Mix, seed: int) -> list[Call]:
     """Calls at exponentially distributed intervals: now bursts, now lulls."""
-    rng = random.Random(seed)
+    rng, salts = random.Random(seed), random.Random(seed)
     calls, clock = [], 0.0
     for number in range(mix.requests):
         clock += rng.expovariate(mix.per_step)
@@ -74,6 +88,7 @@ def random_calls(mix: Mix, seed: int) -> list[Call]:
                 ignore_eos=rng.random() < 0.5,
                 abort_after=rng.randrange(20) if rng.random() < mix.aborted else None,
                 n=rng.choice((1, 1, 1, 1, 1, 1, 2, 3)),
+                salt=salts.choice(mix.salts),
             )
         )
     return calls
@@ -123,7 +138,7 @@ def _by_step(entries: Iterable[tuple[int, Call]]) -> dict[int, list[Call]]:
 def _request(call: Call, digests: Mapping[str, str]) -> GenerationRequest:
     sampling = SamplingParams(call.max_tokens, temperature=0.0, ignore_eos=call.ignore_eos)
     adapter = None if call.adapter is None else digests[call.adapter]
-    return GenerationRequest(call.id, call.prompt, sampling, adapter, call.n)
+    return GenerationRequest(call.id, call.prompt, sampling, adapter, call.n, call.salt)
 
 
 def _apply(event: TokenEvent | Failed, outcomes: Mapping[Key, Outcome], running: set[Key]) -> None:

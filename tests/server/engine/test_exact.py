@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,12 @@ from transformers import AutoTokenizer
 import demo
 from benchmarks.folder_source import FolderSource
 from server.engine.engine import Engine
-from server.engine.messages import EngineConfig
+from server.engine.messages import EngineConfig, GenerationRequest, SamplingParams, TokenEvent
 from tests.support.adapters import RECIPES, make_adapter
 from tests.support.exactness import assert_nothing_held, kv_bytes, wrong_answers
 from tests.support.families import FAMILIES, LLAMA, VOCAB, Family, make_base
 from tests.support.reference import Reference
-from tests.support.traffic import Mix, play, random_calls, random_prompts
+from tests.support.traffic import Mix, alike_prompts, play, random_calls, random_prompts
 
 # peft asks transformers 5 for a property that is deprecated there.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -42,8 +43,19 @@ def hard_config(base: Path, *, slots: int, blocks: int) -> EngineConfig:
     )
 
 
-def assert_exact(base: Path, folders: dict[str, Path], config: EngineConfig, mix: Mix) -> None:
-    """Plays the mix, recounting after every step, and compares every token."""
+def assert_exact(
+    base: Path,
+    folders: dict[str, Path],
+    config: EngineConfig,
+    mix: Mix,
+    *,
+    reference: Reference | None = None,
+    found: float = 0.0,
+) -> None:
+    """Plays the mix, recounting after every step, and compares every token.
+
+    At least the share `found` of the prompts' tokens must have come from the prefix cache.
+    """
     source = FolderSource(folders)
     engine = Engine(config, source)
     try:
@@ -51,10 +63,11 @@ def assert_exact(base: Path, folders: dict[str, Path], config: EngineConfig, mix
         outcomes = play(engine, calls, source.digests)
         assert engine.stats().preemptions > 0, "the cache was too large for this test's purpose"
         assert engine.stats().slot_evictions > 0
+        assert engine.stats().prefix_hits >= found * engine.stats().prefix_queries
         assert_nothing_held(engine)
     finally:
         engine.close()
-    wrong = wrong_answers(calls, outcomes, Reference(base, folders))
+    wrong = wrong_answers(calls, outcomes, reference or Reference(base, folders))
     assert not wrong, f"{len(wrong)} of {len(calls)} differ:\n" + "\n".join(wrong[:20])
 
 
@@ -72,6 +85,70 @@ def test_two_hundred_requests_over_unequal_adapters(tmp_path: Path):
         per_step=0.9,
     )
     assert_exact(base, folders, hard_config(base, slots=3, blocks=24), mix)
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_two_hundred_requests_that_begin_alike(tmp_path: Path, prefix_cache: bool):
+    """Few beginnings, second turns of earlier answers, two salts, and clients that leave, over
+    fewer blocks than they could share."""
+    base = make_base(LLAMA, tmp_path / "base")
+    folders = {
+        recipe.name: make_adapter(base, LLAMA, recipe, tmp_path / recipe.name, seed=seed)
+        for seed, recipe in enumerate(RECIPES[:3])
+    }
+    reference = Reference(base, folders)
+    first_turns = alike_prompts(30, VOCAB, beginnings=2, lengths=(1, 40), seed=4)
+    second_turns = [
+        (*prompt, *reference.answer(adapter, prompt, 16, ignore_eos=True).tokens, *tail)
+        for adapter in (None, *folders)
+        for prompt, tail in zip(
+            first_turns[:4], random_prompts(4, VOCAB, (1, 9), seed=5), strict=True
+        )
+    ]
+    mix = Mix(
+        requests=200,
+        adapters=[None, *folders],
+        prompts=first_turns + second_turns,
+        max_tokens=(8, 24),
+        per_step=0.9,
+        aborted=0.15,
+        salts=("", "", "tenant"),
+    )
+    config = replace(hard_config(base, slots=2, blocks=20), prefix_cache=prefix_cache)
+    found = 0.15 if prefix_cache else 0.0
+    assert_exact(base, folders, config, mix, reference=reference, found=found)
+
+
+def test_a_prompt_is_never_shared_across_adapters_or_salts(tmp_path: Path):
+    """Whoever asks first finds nothing, though all others have asked the same; the second finds
+    all but the last block. Every answer is its own version's."""
+    base = make_base(LLAMA, tmp_path / "base")
+    folders = {
+        recipe.name: make_adapter(base, LLAMA, recipe, tmp_path / recipe.name, seed=seed)
+        for seed, recipe in enumerate(RECIPES[:2])
+    }
+    source, reference = FolderSource(folders), Reference(base, folders)
+    engine = Engine(hard_config(base, slots=2, blocks=120), source)
+    (prompt,) = random_prompts(1, VOCAB, (50, 50), seed=6)
+    askers = list(itertools.product([None, *folders], ["", "tenant", "other"]))
+    try:
+        for number, (name, salt) in enumerate(askers + askers):
+            digest = None if name is None else source.digests[name]
+            sampling = SamplingParams(12, temperature=0.0, ignore_eos=True)
+            engine.submit(GenerationRequest(str(number), prompt, sampling, digest, 1, salt))
+            events = []
+            while engine.has_work():
+                events += engine.step()
+                engine.check()
+            assert all(isinstance(event, TokenEvent) for event in events)
+            assert events[0].cached_tokens == (0 if number < len(askers) else 48)
+            answer = reference.answer(name, prompt, 12, ignore_eos=True)
+            assert tuple(event.token_id for event in events) == answer.tokens
+        assert engine.stats().prefix_hits == 48 * len(askers)
+        assert engine.stats().prefix_queries == 2 * 50 * len(askers)
+        assert_nothing_held(engine)
+    finally:
+        engine.close()
 
 
 def test_two_hundred_requests_on_the_demo(tmp_path: Path):
@@ -121,7 +198,8 @@ def test_family(family: Family, tmp_path: Path):
     mix = Mix(
         requests=24,
         adapters=[None, *folders],
-        prompts=random_prompts(24, VOCAB, (4, 66), seed=2),
+        prompts=random_prompts(12, VOCAB, (4, 66), seed=2)
+        + alike_prompts(12, VOCAB, beginnings=1, lengths=(30, 66), seed=2),
         max_tokens=(4, 20),
         per_step=0.7,
     )

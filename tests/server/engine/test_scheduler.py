@@ -1,6 +1,7 @@
 """The scheduler's choices: budget, decodes first, overtaking with an end, pre-emption in order.
 
-Adapters are read when a test says so; slots, blocks and sequences are the real ones.
+Adapters are read when a test says so; slots, blocks and sequences are the real ones. In place of
+keys and values, Memory holds what they would be made of, and every step looks at all it reads.
 """
 
 import random
@@ -15,12 +16,14 @@ from server.adapters.slots import SlotLease, SlotTable
 from server.engine.kv_cache import BlockPool
 from server.engine.messages import SamplingParams, TokenEvent
 from server.engine.plan import StepPlan
+from server.engine.prefix_cache import PrefixCache
 from server.engine.sampler import Sampled, SampledToken
 from server.engine.scheduler import MAX_OVERTAKES, Scheduler, SchedulerLimits
 from server.engine.sequence import Phase, Sequence
 from server.kernels.segments import NO_ADAPTER
 
 EOS = 2
+BLOCK_SIZE = 4
 
 
 class Reads:
@@ -49,8 +52,41 @@ class Reads:
         self.slots.check()
 
 
+class Memory:
+    """What lies in each place of the KV cache: all that a key there depends on; None if wiped."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, tuple[Any, ...]] = {}
+
+    def wipe(self, blocks: list[int]) -> None:
+        for block in blocks:
+            for offset in range(BLOCK_SIZE):
+                self._places.pop(block * BLOCK_SIZE + offset, None)
+
+    def run(self, plan: StepPlan) -> None:
+        """Writes as the attention would, then looks at every place that each chunk reads."""
+        starts = plan.query_starts.tolist()
+        for row, chunk in enumerate(plan.chunks):
+            places = plan.write_places[starts[row] : starts[row + 1]].tolist()
+            for position, place in enumerate(places, start=chunk.start):
+                self._places[place] = self._content(chunk.sequence, position)
+        for row, chunk in enumerate(plan.chunks):
+            end = chunk.start + chunk.count
+            blocks = plan.block_tables[row, : -(-end // BLOCK_SIZE)].tolist()
+            read = [b * BLOCK_SIZE + offset for b in blocks for offset in range(BLOCK_SIZE)]
+            wanted = [self._content(chunk.sequence, position) for position in range(end)]
+            assert [self._places.get(place) for place in read[:end]] == wanted
+            assert not any(place in self._places for place in read[end:]), "what is masked is wiped"
+
+    def _content(self, sequence: Sequence, position: int) -> tuple[Any, ...]:
+        return sequence.adapter, sequence.cache_salt, tuple(sequence.tokens[: position + 1])
+
+
 class Bench:
-    """A scheduler, and what a runner would give back: token 9 for every row."""
+    """A scheduler, and what a runner would give back: token 9 for every row.
+
+    Prompts are all different, unless a test gives them.
+    """
 
     def __init__(
         self,
@@ -60,33 +96,54 @@ class Bench:
         blocks: int = 64,
         slots: int = 2,
         at_hand: set[str] | None = None,
+        prefix_cache: bool = True,
     ) -> None:
         self.reads = Reads(slots, at_hand if at_hand is not None else {"a", "b", "c", "d"})
-        self.pool = BlockPool(blocks + 1, lambda _: None)
+        self.memory = Memory()
+        pool = BlockPool(blocks + 1, self.memory.wipe)
+        self.cache = PrefixCache(pool, BLOCK_SIZE, "base", enabled=prefix_cache)
         self.scheduler = Scheduler(
-            SchedulerLimits(tokens, sequences, block_size=4),
-            self.pool,
+            SchedulerLimits(tokens, sequences, BLOCK_SIZE),
+            self.cache,
             cast(Residency, self.reads),
             frozenset({EOS}),
             torch.device("cpu"),
         )
         self._clock = 0.0
 
-    def add(self, name: str, prompt: int, adapter: str | None = None, **sampling: Any) -> Sequence:
+    def add(
+        self,
+        name: str,
+        prompt: int | list[int],
+        adapter: str | None = None,
+        salt: str = "",
+        **sampling: Any,
+    ) -> Sequence:
         self._clock += 1
         params = SamplingParams(**({"max_tokens": 4, "temperature": 0.0} | sampling))
-        one = Sequence(name, 0, prompt, [5] * prompt, params, adapter, 0, self._clock)
+        tokens = [1000 + int(self._clock)] * prompt if isinstance(prompt, int) else list(prompt)
+        one = Sequence(name, 0, len(tokens), tokens, params, adapter, 0, self._clock, salt)
         self.scheduler.add(one)
         return one
 
-    def step(self, token: int = 9) -> StepPlan | None:
+    def step(self, token: int = 9, *, finite: bool = True) -> StepPlan | None:
         plan = self.scheduler.schedule()
         self.scheduler.check()
         if plan is not None:
-            sampled = Sampled(tuple(SampledToken(token) for _ in plan.sampled))
-            self.events = self.scheduler.apply(plan, sampled)
+            self.memory.run(plan)
+            row = SampledToken(token) if finite else None
+            self.events = self.scheduler.apply(plan, Sampled((row,) * len(plan.sampled)))
             self.scheduler.check()
         return plan
+
+    def failing_step(self) -> None:
+        """Everything is written, then the step raises, and the engine ends those who were in it."""
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            self.memory.run(plan)
+            for chunk in plan.chunks:
+                self.scheduler.end(chunk.sequence, spoilt=True)
+            self.scheduler.check()
 
     def counts(self, token: int = 9) -> dict[str, int]:
         plan = self.step(token)
@@ -174,7 +231,7 @@ def test_what_ends_a_sequence(token: int, sampling: dict[str, Any], reason: str 
     assert (event.token_id, event.finish_reason) == (token, reason)
     assert event.timing is not None
     assert bool(bench.scheduler.running) == (reason is None)
-    assert bool(bench.pool.used) == (reason is None)
+    assert bool(bench.cache.used) == (reason is None)
 
 
 def test_a_cold_adapter_at_the_head_holds_up_nobody() -> None:
@@ -218,7 +275,7 @@ def test_the_latest_arrival_is_pre_empted_and_keeps_its_lease() -> None:
     assert len(first.tokens) == len(last.tokens) == 17
     assert length < 17
     assert bench.reads.slots.leases == 0
-    assert bench.pool.used == 0
+    assert bench.cache.used == 0
 
 
 def test_failed_loads_end_those_who_wait_for_them() -> None:
@@ -240,19 +297,112 @@ def test_random_histories_come_to_an_end_with_nothing_held(seed: int) -> None:
         sequences=draw.randint(1, 6),
         blocks=draw.randint(12, 20),
         slots=draw.randint(1, 3),
+        prefix_cache=seed % 5 > 0,
     )
     alive: list[Sequence] = []
-    for number in range(40):
+    asked = [[draw.randrange(100, 103) for _ in range(30)] for _ in range(2)]  # and then answers
+    for number in range(60):
         if draw.random() < 0.7:
-            adapter = draw.choice([None, "a", "b", "c", "d"])
+            adapter = draw.choice([None, None, "a", "b", "c", "d"])
             most = {"max_tokens": draw.randint(1, 12)}
-            alive.append(bench.add(str(number), draw.randint(1, 30), adapter, **most))
+            prompt = draw.choice(asked)[: draw.randint(1, 30)]
+            alive.append(bench.add(str(number), prompt, adapter, draw.choice(["", "s"]), **most))
+        asked += [one.tokens for one in alive if one.phase is Phase.OVER]
         alive = [one for one in alive if one.phase is not Phase.OVER]
         if alive and draw.random() < 0.2:
             bench.scheduler.end(alive.pop(draw.randrange(len(alive))))
             bench.scheduler.check()
-        bench.step(draw.choice([9, 9, 9, EOS]))
+        if draw.random() < 0.05:
+            bench.failing_step()
+        bench.step(draw.choice([9, 9, 9, 8, EOS]), finite=draw.random() > 0.03)
     bench.drain()
     assert not bench.scheduler.waiting
-    assert bench.pool.used == 0
+    assert bench.cache.used == 0
     assert bench.reads.slots.leases == 0
+    assert bool(bench.cache.hit_tokens) == (seed % 5 > 0)
+
+
+def test_a_prompt_that_begins_alike_is_computed_from_where_it_differs() -> None:
+    bench = Bench(tokens=64)
+    system = list(range(100, 110))
+    first = bench.add("first", [*system, 1, 1])
+    assert bench.counts() == {"first": 12}
+    later = bench.add("later", [*system, 1, 7, 7])
+    same = bench.add("same", [*system, 1, 1])
+    assert bench.counts() == {"first": 1, "later": 5, "same": 4}  # never no token at all
+    assert (first.cached_tokens, later.cached_tokens, same.cached_tokens) == (0, 8, 8)
+    assert first.block_table[:2] == later.block_table[:2] == same.block_table[:2]
+    assert first.block_table[2] == same.block_table[2], "of two filled alike, one is kept"
+    bench.drain()
+    assert (bench.cache.queried_tokens, bench.cache.hit_tokens) == (12 + 13 + 12, 16)
+
+
+def test_a_chunk_is_found_once_its_step_is_over() -> None:
+    bench = Bench(tokens=9)
+    prompt = list(range(100, 120))
+    for name in "xy":
+        bench.add(name, prompt)
+    assert bench.counts() == {"x": 9}
+    assert bench.counts() == {"x": 9}
+    assert bench.counts() == {"x": 2, "y": 4}, "x's sixteen tokens that are done"
+    bench.drain()
+
+
+def test_answers_are_found_by_the_next_turn() -> None:
+    bench = Bench(tokens=64)
+    turn = bench.add("first", list(range(100, 106)), max_tokens=7)
+    bench.drain()
+    bench.add("next", [*turn.tokens, 50, 51])
+    assert bench.counts() == {"next": 3}  # 6 + 7, of which the last was never computed: 12 in full
+
+
+def test_the_pre_empted_begin_again_where_they_were() -> None:
+    bench = Bench(blocks=6, tokens=64)
+    first = bench.add("first", 8, max_tokens=9)
+    last = bench.add("last", 8, max_tokens=9)
+    while not bench.scheduler.preemptions:
+        bench.step()
+    assert (last.block_table, last.computed) == ([], 0)
+    while first.phase is not Phase.OVER:
+        bench.step()
+    plan = bench.step()
+    assert plan is not None
+    assert (plan.chunks[0].sequence, plan.chunks[0].start) == (last, 8)
+    bench.drain()
+    assert last.cached_tokens == 0, "what it found of its own is no one's news"
+    assert bench.cache.hit_tokens == 0
+
+
+def test_what_others_hold_costs_no_room() -> None:
+    bench = Bench(blocks=6, tokens=64)
+    prompt = list(range(100, 117))
+    bench.add("first", prompt, max_tokens=2)
+    bench.step()
+    bench.add("alike", prompt, max_tokens=2)
+    assert bench.counts() == {"first": 1, "alike": 1}  # five blocks and five, in six
+    bench.drain()
+
+
+@pytest.mark.parametrize("end", ["not finite", "failed step"])
+def test_nothing_stays_of_what_went_wrong(end: str) -> None:
+    bench = Bench(tokens=10)
+    prompt = list(range(100, 114))
+    bench.add("bad", prompt)
+    assert bench.counts() == {"bad": 10}
+    if end == "not finite":
+        bench.step(finite=False)
+    else:
+        bench.failing_step()
+    assert not bench.scheduler.running
+    bench.add("next", prompt)
+    assert bench.counts() == {"next": 10}
+    bench.drain()
+
+
+def test_without_a_cache_nothing_is_shared() -> None:
+    bench = Bench(tokens=64, prefix_cache=False)
+    for name in "xy":
+        bench.add(name, list(range(100, 112)))
+        assert bench.counts() == {name: 12}
+        bench.drain()
+    assert (bench.cache.queried_tokens, bench.cache.hit_tokens) == (0, 0)
