@@ -24,7 +24,7 @@ from server.api.choice import Choice, Delta
 from server.api.merge import merged
 from server.api.services import Services
 from server.api.wanted import PlainText, Prompt, TokenIds, Wanted
-from server.engine.messages import EngineInfo, GenerationRequest, Timing
+from server.engine.messages import EngineInfo, GenerationRequest, Timing, TokenEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class Generation:
 class Usage:
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int  # of the prompts' tokens, those that did not have to be computed
 
 
 async def prepare(services: Services, wanted: Wanted, *, request_id: str) -> Generation:
@@ -141,7 +142,7 @@ async def _request(
             param="stop_token_ids",
         )
     digest = None if adapter is None else adapter.digest
-    return GenerationRequest(request_id, ids, sampling, digest, wanted.n)
+    return GenerationRequest(request_id, ids, sampling, digest, wanted.n, wanted.cache_salt)
 
 
 def _check_ids(ids: tuple[int, ...], info: EngineInfo, param: str) -> None:
@@ -195,6 +196,7 @@ class Run:
         self._generation = generation
         self._choices: list[Choice] = []
         self._timing: Timing | None = None
+        self._cached: dict[str, int] = {}  # tokens, by prompt
 
     @property
     def usage(self) -> Usage:
@@ -202,6 +204,7 @@ class Run:
         return Usage(
             sum(len(request.prompt) for request in self._generation.requests),
             sum(choice.tokens for choice in self._choices),
+            sum(self._cached.values()),
         )
 
     @property
@@ -249,6 +252,7 @@ class Run:
                         if choice.finish_reason is not None:
                             continue  # made before the engine heard of the stop string
                         self._note_timing(event.timing)
+                        self._note_cached(event)
                         meter.token(event)
                         delta = choice.take(event)
                         if choice.finish_reason is not None and event.finish_reason is None:
@@ -267,6 +271,12 @@ class Run:
             raise
         finally:
             meter.end(outcome, [(choice.finish_reason, choice.tokens) for choice in choices])
+
+    def _note_cached(self, event: TokenEvent) -> None:
+        """The least over a prompt's choices: a later one finds what the first has computed."""
+        if event.cached_tokens is not None:
+            least = self._cached.get(event.request_id, event.cached_tokens)
+            self._cached[event.request_id] = min(least, event.cached_tokens)
 
     def _note_timing(self, timing: Timing | None) -> None:
         if timing is None:

@@ -16,6 +16,7 @@ from server.api.wanted import Conversation, Message, PlainText, Prompt, TokenIds
 from server.engine.messages import SamplingParams
 
 MAX_LOGPROBS = 20
+MAX_SALT = 256  # characters
 COMPLETION_TOKENS = 16  # OpenAI's default for completions; a chat's is the rest of the context
 
 # Fields that clients and other servers know, and the only values for which leaving them out of
@@ -36,7 +37,6 @@ _ANYWHERE: Mapping[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
-    "cache_salt": (),
     "priority": (0,),
     "request_id": (),
     "guided_json": (),
@@ -177,6 +177,8 @@ class GenerationBody(StrictBody):
     ignore_eos: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
+    # Requests of different salts share nothing in the prefix cache: vLLM's field, and its meaning.
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT)] | None = None
     # Hints about the caller or to a cache: without effect here, and none is promised by anyone.
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -199,6 +201,7 @@ class GenerationBody(StrictBody):
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             stream=self.stream,
             include_usage=self.stream_options is not None and self.stream_options.include_usage,
+            cache_salt=self.cache_salt or "",
             **rest,
         )
 

@@ -50,3 +50,4 @@ class Wanted:
     echo: bool  # the prompt's text before each answer
     stream: bool
     include_usage: bool  # in a stream, as its last chunk
+    cache_salt: str = ""  # cached prompts are shared only with requests of the same salt

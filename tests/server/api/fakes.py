@@ -57,6 +57,7 @@ class ScriptedEngine:
         self.dropped: list[tuple[str, int]] = []
         self.fail_before: AdapterdError | None = None
         self.fail_after: tuple[int, Exception] | None = None  # (steps, error)
+        self.cached: dict[int, int] = {}  # choice → tokens of its prompt that were cached
         self.logprob = -0.5  # of each token; the alternatives' are lower
         self.hold = asyncio.Event()  # cleared: engine waits after its first step
         self.hold.set()
@@ -123,4 +124,5 @@ class ScriptedEngine:
             logprob=None if wanted is None else self.logprob,
             top_logprobs=top,
             timing=Timing(queue_s=0.004, load_s=0.003, prefill_s=0.002) if step == 0 else None,
+            cached_tokens=self.cached.get(index, 0) if step == 0 else None,
         )

@@ -63,6 +63,9 @@ FIELDS = [
     ("adapter_id", 3),
     ("user", 3),
     ("metadata", "x"),
+    ("cache_salt", 3),
+    ("cache_salt", ""),
+    ("cache_salt", "s" * 257),
 ]
 
 

@@ -44,7 +44,12 @@ async def test_a_completion(house: House):
         "adapter_version": None,
         "system_fingerprint": "base-bbbbbbbbbbbb",
         "choices": [{"index": 0, "text": "hello world", "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 2, "completion_tokens": 7, "total_tokens": 9},
+        "usage": {
+            "prompt_tokens": 2,
+            "completion_tokens": 7,
+            "total_tokens": 9,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
     }
     assert reply.headers["x-adapterd-adapter-version"] == "base"
     assert reply.headers["x-adapterd-queue-ms"] == "4.000"
@@ -90,6 +95,27 @@ async def test_a_streamed_chat(house: House):
     assert choices[0]["delta"] == {"role": "assistant", "content": ""}
     assert "".join(one["delta"].get("content", "") for one in choices) == "hello world"
     assert [one["finish_reason"] for one in choices] == [None] * (len(choices) - 1) + ["stop"]
+
+
+async def test_cached_tokens_count_once_for_all_choices_of_a_prompt(house: House):
+    house.engine.cached = {0: 1, 1: 2}
+    body = await complete(house, prompt=["hi", "hi"], n=2)
+    assert body["usage"]["prompt_tokens"] == 4
+    assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
+    *_, last, _ = await streamed(house, n=2, stream_options={"include_usage": True})
+    assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "salt"),
+    [({}, ""), ({"cache_salt": None}, ""), ({"cache_salt": "t" * 256}, "t" * 256)],
+)
+async def test_the_salt_reaches_the_engine(house: House, given: dict[str, Any], salt: str):
+    await complete(house, **given)
+    chat = {"model": BASE, "messages": MESSAGES} | given
+    reply = await house.client.post("/v1/chat/completions", json=chat)
+    assert reply.status_code == 200, reply.text
+    assert [request.cache_salt for request in house.engine.requests] == [salt, salt]
 
 
 async def test_every_field_reaches_the_engine(house: House):
