@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from server.config import Settings, about, flag_of, is_byte_size
+from server.config import Settings, about, flag_of, is_byte_size, is_switch, off_flag_of
 
 ServeCommand = Callable[[dict[str, str]], None]
 
@@ -20,8 +20,8 @@ ServeCommand = Callable[[dict[str, str]], None]
 def takes_settings(command: ServeCommand) -> Callable[..., None]:
     """`command(flags)` as a function that typer reads one option per setting from."""
 
-    def with_options(**options: str | None) -> None:
-        command({name: text for name, text in options.items() if text is not None})
+    def with_options(**options: str | bool | None) -> None:
+        command({name: _text(value) for name, value in options.items() if value is not None})
 
     parameters = [_option(name, field) for name, field in Settings.model_fields.items()]
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -31,15 +31,17 @@ def takes_settings(command: ServeCommand) -> Callable[..., None]:
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     told = about(name)
+    switch = is_switch(name)
     option = typer.Option(
-        flag_of(name),
+        f"{flag_of(name)}/{off_flag_of(name)}" if switch else flag_of(name),
         help=f"{told.help} {_default(name, field)}".strip(),
-        metavar=_metavar(name, field),
+        metavar="" if switch else _metavar(name, field),
         rich_help_panel=told.group,
         show_default=False,  # ours is in the help text; what typer sees is None for all
     )
+    kind = bool | None if switch else str | None
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
     )
 
 
@@ -56,12 +58,22 @@ def _metavar(name: str, field: FieldInfo) -> str:
 
 
 def _default(name: str, field: FieldInfo) -> str:
+    shown = default_text(name, field)
+    return f"Default: {shown}." if shown else ""
+
+
+def default_text(name: str, field: FieldInfo) -> str:
     """As a person would type it; empty where None is the default, and the help text tells."""
     value = field.get_default(call_default_factory=True)
     if value is None:
         return ""
-    shown = human_bytes(value) if is_byte_size(name) else str(value)
-    return f"Default: {shown.replace(str(Path.home()), '~')}."
+    shown = human_bytes(value) if is_byte_size(name) else _text(value)
+    return shown.replace(str(Path.home()), "~")
+
+
+def _text(value: object) -> str:
+    """As it is typed: true and false for a switch, as in the TOML file."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def human_bytes(count: int) -> str:

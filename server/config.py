@@ -175,6 +175,13 @@ class Settings(BaseSettings):
         "Memory for the KV cache. Default: sized from what is free.",
         example="512MiB",
     )
+    prefix_cache: bool = _setting(
+        True,
+        "Engine",
+        "Keep what prompts and answers have in the KV cache for requests that begin alike, under "
+        "the same adapter version and cache_salt. --no-prefix-cache: compute every prompt whole.",
+        example="false",
+    )
     max_batch_tokens: int = _setting(
         512, "Engine", "Tokens per forward pass, over all sequences.", example="1024", ge=1
     )
@@ -234,6 +241,7 @@ class Settings(BaseSettings):
             kv_cache_bytes=self.kv_cache_bytes,
             max_batch_tokens=self.max_batch_tokens,
             max_sequences=self.max_sequences,
+            prefix_cache=self.prefix_cache,
             host_cache_bytes=self.host_cache_bytes,
             threads=self.threads,
         )
@@ -261,9 +269,19 @@ def is_byte_size(field: str) -> bool:
     return field.endswith("_bytes")
 
 
+def is_switch(field: str) -> bool:
+    """Whether its flag takes no value, and has a twin that says no."""
+    return Settings.model_fields[field].annotation is bool
+
+
 def flag_of(field: str) -> str:
     """ "data_dir" → "--data-dir"."""
     return "--" + field.replace("_", "-")
+
+
+def off_flag_of(field: str) -> str:
+    """ "prefix_cache" → "--no-prefix-cache"."""
+    return "--no-" + field.replace("_", "-")
 
 
 def variable_of(field: str) -> str:
@@ -333,4 +351,5 @@ def _explain(
     else:
         where = f"{field} = {problem['input']!r} in {path}" if field in in_file else field
     reason = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{where}: {reason}. For example: {flag_of(field)} {about(field).example}"
+    example = off_flag_of(field) if is_switch(field) else f"{flag_of(field)} {about(field).example}"
+    return f"{where}: {reason}. For example: {example}"

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.cli_settings import human_bytes
-from server.config import Settings, about, flag_of, is_byte_size
+from server.cli_settings import default_text
+from server.config import Settings, about, flag_of
 
 README = Path(__file__).parent.parent.parent / "README.md"
 PRINTS = "# → "  # a comment after a command: part of what it prints
@@ -35,8 +35,7 @@ def settings_rows() -> list[str]:
     """The table's rows, from the settings themselves."""
     rows = []
     for name, field in Settings.model_fields.items():
-        value = field.get_default(call_default_factory=True)
-        shown = human_bytes(value) if value is not None and is_byte_size(name) else str(value)
-        default = "" if value is None else f"`{shown.replace(str(Path.home()), '~')}`"
+        shown = default_text(name, field)
+        default = f"`{shown}`" if shown else ""
         rows.append(f"| `{flag_of(name)}` | {default} | {about(name).help} |")
     return rows

@@ -88,6 +88,14 @@ def test_wrong_settings_are_one_line_and_status_2(run: Run) -> None:
     assert done.err.count("\n") == 1
 
 
+def test_a_switch_and_its_twin_are_flags(run: Run) -> None:
+    wrong = ("--port", "x")  # so that nothing starts
+    assert "--port x: " in run("serve", "--prefix-cache", *wrong).err
+    assert "--port x: " in run("serve", "--no-prefix-cache", *wrong).err
+    assert run("serve", "--prefix-cache", "false", *wrong).status == 2
+    assert "--no-prefix-cache" in run("serve", "--help").out
+
+
 def test_no_server(run: Run) -> None:
     done = run("adapters", "list", "--server", "http://127.0.0.1:1")
     assert done.status == 1

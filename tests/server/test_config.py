@@ -70,7 +70,8 @@ def test_the_serve_command_has_exactly_the_settings() -> None:
     assert list(options) == list(Settings.model_fields)
     for name, option in options.items():
         typer_option = option.annotation.__metadata__[0]
-        assert flag_of(name) in (typer_option.default, *(typer_option.param_decls or ()))
+        declared = (typer_option.default, *(typer_option.param_decls or ()))
+        assert flag_of(name) in [name for flags in declared for name in str(flags).split("/")]
         assert typer_option.help.startswith(about(name).help)
 
 
@@ -119,6 +120,7 @@ def test_sizes_are_printed_as_they_are_typed() -> None:
         ({"drain_seconds": "nan"}, ("--drain-seconds nan", "integer")),
         ({"device": "tpu"}, ("--device tpu", "cuda")),
         ({"threads": "0"}, ("--threads 0", "1")),
+        ({"prefix_cache": "maybe"}, ("--prefix-cache maybe", "boolean", ": --no-prefix-cache")),
     ],
 )
 def test_a_bad_flag_is_one_line_with_the_remedy(
@@ -172,6 +174,14 @@ def test_a_misspelt_variable_is_refused_and_others_are_left_alone(
     monkeypatch.setenv("ADAPTERD_MAX_RANKS", "16")
     with pytest.raises(SettingsError, match="Did you mean ADAPTERD_MAX_RANK"):
         load_settings({})
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(True, True), (False, False), (None, True)])
+def test_a_switch_takes_no_value(given: bool | None, wanted: bool, tmp_path: Path) -> None:
+    received: list[dict[str, str]] = []
+    takes_settings(received.append)(prefix_cache=given)
+    settings = load_settings(received[0])
+    assert settings.engine_config(model="m", blobs=tmp_path).prefix_cache == wanted
 
 
 def test_base_name(tmp_path: Path) -> None:
