@@ -274,6 +274,11 @@ class _Total:
     text: str
 
 
+_VLLM_TOTALS = (
+    _Total("preemptions", "vllm:num_preemptions", "Sequences put back to waiting."),
+    _Total("prefix_queries", "vllm:prefix_cache_queries", "Prompt tokens looked up in the cache."),
+    _Total("prefix_hits", "vllm:prefix_cache_hits", "Of those, tokens that were found."),
+)
 _TOTALS = (
     _Total("steps", "adapterd_engine_steps", "Forward passes."),
     _Total("step_tokens", "adapterd_engine_step_tokens", "Tokens over all steps; by steps: fill."),
@@ -372,16 +377,15 @@ class EngineCollector(Collector):
         return gauge
 
     def _counters(self, stats: Stats) -> Iterator[Metric]:
-        values = {total.field: float(getattr(stats, total.field)) for total in _TOTALS}
-        values["preemptions"] = stats.preemptions
+        totals = (*_VLLM_TOTALS, *_TOTALS)
+        values = {total.field: float(getattr(stats, total.field)) for total in totals}
         values |= {f"loads:{tier}": count for tier, count in stats.loads.items()}
         values |= {f"load_s:{tier}": seconds for tier, seconds in stats.load_s.items()}
         sums = self._totals.add(self._engine.restarts, values)
-        preemptions = CounterMetricFamily(
-            "vllm:num_preemptions", "Sequences put back to waiting.", labels=("model_name",)
-        )
-        preemptions.add_metric((self._model_name,), sums["preemptions"])
-        yield preemptions
+        for total in _VLLM_TOTALS:
+            counter = CounterMetricFamily(total.name, total.text, labels=("model_name",))
+            counter.add_metric((self._model_name,), sums[total.field])
+            yield counter
         for total in _TOTALS:
             yield CounterMetricFamily(total.name, total.text, value=sums[total.field])
         for key, name, text in (

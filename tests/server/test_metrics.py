@@ -24,7 +24,7 @@ READ_BY_OTHERS = """
     vllm:request_queue_time_seconds_sum vllm:request_prefill_time_seconds_sum
     vllm:request_decode_time_seconds_sum vllm:request_inference_time_seconds_sum
     vllm:request_max_num_generation_tokens_sum vllm:num_preemptions_total
-    vllm:lora_requests_info
+    vllm:lora_requests_info vllm:prefix_cache_queries_total vllm:prefix_cache_hits_total
 """.split()
 
 
@@ -149,14 +149,16 @@ def test_counters_survive_an_engines_restart():
     engine = Engine()
     metrics = make(engine)
     total = "adapterd_engine_steps_total"
-    engine.stats = Stats(steps=100, loads={"disk": 3})
+    engine.stats = Stats(steps=100, loads={"disk": 3}, prefix_queries=50, prefix_hits=20)
     assert value(metrics, total) == 100
     engine.stats = Stats()  # it died; the next one is not ready yet
     assert value(metrics, total) == 100
     engine.restarts, engine.stats = 1, Stats()
     assert value(metrics, total) == 100
-    engine.stats = Stats(steps=150, loads={"disk": 1, "host": 2})
+    engine.stats = Stats(steps=150, loads={"disk": 1, "host": 2}, prefix_queries=7, prefix_hits=6)
     assert value(metrics, total) == 250
+    assert value(metrics, "vllm:prefix_cache_queries_total", model_name="base") == 57
+    assert value(metrics, "vllm:prefix_cache_hits_total", model_name="base") == 26
     assert value(metrics, "adapterd_adapter_loads_total", tier="disk") == 4
     assert value(metrics, "adapterd_adapter_loads_total", tier="host") == 2
     assert value(metrics, "adapterd_engine_restarts_total") == 1
