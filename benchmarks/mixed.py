@@ -20,6 +20,7 @@ from rich.table import Table
 from benchmarks import w1
 from benchmarks.contestants.job import Job, Measurement, in_own_process
 from benchmarks.machine import Machine, describe
+from benchmarks.report import machine_line, markdown_table
 from benchmarks.spread import Spread, ratios, spread
 
 HERE = Path(__file__).parent
@@ -182,7 +183,7 @@ def write(result: Result, folder: Path) -> None:
 
 
 def _markdown(result: Result) -> str:
-    machine, job = result.machine, result.job
+    job = result.job
     lines = [
         "# W1: one base, sixteen adapters, one batch",
         "",
@@ -195,15 +196,11 @@ def _markdown(result: Result) -> str:
         "run in a process of its own after a warm-up; ratios are of runs of the same repeat. "
         f"{_checked(result)}",
         "",
-        *_table(("run", "tok/s", "prefill, s", "decode, ms/step"), figure_rows(result)),
+        *markdown_table(("run", "tok/s", "prefill, s", "decode, ms/step"), figure_rows(result)),
         "",
-        *_table(("ratio of tok/s", "median (least-most)", "asked for"), ratio_rows(result)),
+        *markdown_table(("ratio of tok/s", "median (least-most)", "asked for"), ratio_rows(result)),
         "",
-        f"Machine: {machine.cpu}, {machine.cores} cores ({', '.join(machine.flags)}), "
-        f"{machine.memory_gib} GiB, {machine.system}; {job['threads']} threads; Python "
-        f"{machine.python}, "
-        + ", ".join(f"{name} {number}" for name, number in machine.packages.items())
-        + f"; load average before the run {machine.load}.",
+        machine_line(result.machine, job["threads"]),
         "",
         "Made by `python -m benchmarks.mixed`.",
     ]
@@ -217,10 +214,6 @@ def _checked(result: Result) -> str:
         f"Before that, {result.tokens_checked} tokens of the mixed batch were compared in float32 "
         "and all equalled peft's."
     )
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows)]
 
 
 if __name__ == "__main__":
