@@ -293,14 +293,14 @@ class Engine:
         chunks = []
         for index, prompt in enumerate(prompts):
             sequence = Sequence("self-check", index, len(prompt), prompt, _GREEDY, None, 0, 0.0)
-            sequence.block_table = self._pool.take(sequence.blocks_for(len(prompt), size))
+            self._prefixes.extend(sequence, len(prompt))
             chunks.append(Chunk(sequence, 0, len(prompt)))
         try:
             plan = build_plan(chunks, self._residency.ranks, size, self._base.device)
             logits = self._runner.run(plan)
         finally:
             for chunk in chunks:
-                self._pool.give_back(chunk.sequence.block_table)
+                self._prefixes.release(chunk.sequence)
         row_of = {chunk.sequence.index: row for row, chunk in enumerate(plan.sampled)}
         return [logits[row_of[index]] for index in range(len(prompts))]
 

@@ -152,6 +152,10 @@ class PrefixCache:
         for sequence in sequences:
             full = sequence.computed // self._block_size
             assert sequence.cached_blocks == (full if self._enabled else 0)
+            for index in range(sequence.cached_blocks):
+                key = sequence.block_hashes[index]
+                found = self._hash_of.get(sequence.block_table[index], key)  # unless discarded
+                assert found == key, "a block is held under another beginning"
             for block in sequence.block_table[full:]:
                 assert holders[block] == 1, "a block that may be written is shared"
                 assert block not in self._hash_of, "a block that may be written is cached"

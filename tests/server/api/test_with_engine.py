@@ -149,6 +149,31 @@ async def test_logprobs(live: Live):
         assert top[token] == pytest.approx(logprob)
 
 
+async def test_a_prompt_asked_again_is_cached_for_its_own_adapter_and_salt(live: Live):
+    name = next(iter(live.reference._folders))
+    prompt = await asyncio.to_thread(live.text._encode, 3 * PROMPT)
+    answer = live.expected(name, prompt, 8)
+
+    async def cached(model: str, **more: str) -> int | None:
+        extra: dict = {"extra_body": {"ignore_eos": True} | more}
+        reply = await live.openai.completions.create(
+            model=model, prompt=3 * PROMPT, max_tokens=8, temperature=0, **extra
+        )
+        assert reply.usage is not None
+        assert reply.usage.prompt_tokens_details is not None
+        if model == name:
+            assert reply.choices[0].text == answer
+        return reply.usage.prompt_tokens_details.cached_tokens
+
+    askers: list[dict[str, str]] = [
+        {"model": BASE}, {"model": name}, {"model": name, "cache_salt": "tenant"},
+    ]  # fmt: skip
+    assert [await cached(**asker) for asker in askers] == [0, 0, 0]
+    assert [await cached(**asker) for asker in askers] == [32, 32, 32]
+    await until(lambda: live.engine.stats.prefix_hits >= 3 * 32)
+    assert "vllm:prefix_cache_hits_total" in (await live.http.get("/metrics")).text
+
+
 async def test_a_client_that_leaves_frees_the_engine(live: Live):
     body = {"model": BASE, "prompt": "x", "max_tokens": 4000, "ignore_eos": True, "stream": True}
     async with live.http.stream("POST", "/v1/completions", json=body) as reply:

@@ -175,6 +175,30 @@ def test_a_failing_step_ends_its_requests_and_the_next_one_runs(engine: Engine) 
     assert ids(run(engine)[0]["b"]) == wanted
 
 
+def test_what_failed_is_found_by_nobody(engine: Engine) -> None:
+    prompt = tuple(range(1, 40))  # two full blocks, and a beginning
+
+    def asked(name: str, adapter: str | None = None) -> GenerationRequest:
+        return GenerationRequest(name, prompt, GREEDY, adapter, n=2)
+
+    for _ in range(2):
+        engine.submit(asked("bad", "nan"))
+        assert set(run(engine)[1]) == {"bad"}
+    with failing_forward(engine, RuntimeError("it broke")):
+        engine.submit(asked("a"))
+        assert set(run(engine)[1]) == {"a"}
+    assert engine.stats().prefix_hits == 0
+    engine.submit(asked("a"))
+    first, _ = run(engine)
+    assert engine.stats().prefix_hits == 0
+    engine.submit(asked("a"))
+    again, _ = run(engine)
+    assert engine.stats().prefix_hits == 2 * 32
+    assert ids(first["a"]) == ids(again["a"])
+    assert [event.cached_tokens for event in again["a"]][:2] == [32, 32]
+    assert {event.cached_tokens for event in again["a"][2:]} == {None}
+
+
 def test_steps_that_keep_failing_end_the_engine(folders: tuple[Path, dict[str, Path]]) -> None:
     engine = Engine(EngineConfig(model=str(folders[0]), blobs=""), FaultySource({}))
 
