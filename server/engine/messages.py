@@ -30,6 +30,7 @@ class EngineConfig:
     block_size: int = 16  # tokens per KV block
     host_cache_bytes: int = 1 << 30
     threads: int | None = None  # torch's; None: its default
+    kernels: Literal["auto", "torch"] = "auto"  # auto: native ones where there are any
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ class EngineInfo:
     kv_blocks: int
     block_size: int
     parameters: int
+    kernels: str  # what computes the hot parts: "native-avx512-bf16", "torch"
     modules: dict[str, LinearShape]  # targetable modules of the base
     load_s: float
 

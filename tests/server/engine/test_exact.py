@@ -22,9 +22,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 
 BLOCK_SIZE = 8  # tokens; smaller than the default, so that sequences cross many blocks
 LONGEST = 90  # tokens of prompt and answer
+KERNELS = ["auto", "torch"]  # auto is the native ones, wherever they are built
 
 
-def hard_config(base: Path, *, slots: int, blocks: int) -> EngineConfig:
+def hard_config(base: Path, kernels: str, *, slots: int, blocks: int) -> EngineConfig:
     """Few slots, few tokens a step and few KV blocks: loading, chunking and pre-emption happen."""
     assert blocks * BLOCK_SIZE >= LONGEST
     return EngineConfig(
@@ -39,6 +40,7 @@ def hard_config(base: Path, *, slots: int, blocks: int) -> EngineConfig:
         max_batch_tokens=40,
         max_sequences=16,
         block_size=BLOCK_SIZE,
+        kernels=kernels,
     )
 
 
@@ -58,7 +60,8 @@ def assert_exact(base: Path, folders: dict[str, Path], config: EngineConfig, mix
     assert not wrong, f"{len(wrong)} of {len(calls)} differ:\n" + "\n".join(wrong[:20])
 
 
-def test_two_hundred_requests_over_unequal_adapters(tmp_path: Path):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_two_hundred_requests_over_unequal_adapters(kernels: str, tmp_path: Path):
     base = make_base(LLAMA, tmp_path / "base")
     folders = {
         recipe.name: make_adapter(base, LLAMA, recipe, tmp_path / recipe.name, seed=seed)
@@ -71,10 +74,11 @@ def test_two_hundred_requests_over_unequal_adapters(tmp_path: Path):
         max_tokens=(1, 24),
         per_step=0.9,
     )
-    assert_exact(base, folders, hard_config(base, slots=3, blocks=24), mix)
+    assert_exact(base, folders, hard_config(base, kernels, slots=3, blocks=24), mix)
 
 
-def test_two_hundred_requests_on_the_demo(tmp_path: Path):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_two_hundred_requests_on_the_demo(kernels: str, tmp_path: Path):
     """The embedded base with its trained adapters, asked what they were made for, and two random
     ones of other shapes."""
     if not demo.base_path().is_dir():
@@ -93,7 +97,7 @@ def test_two_hundred_requests_on_the_demo(tmp_path: Path):
         max_tokens=(1, 24),
         per_step=0.9,
     )
-    assert_exact(base, folders, hard_config(base, slots=3, blocks=24), mix)
+    assert_exact(base, folders, hard_config(base, kernels, slots=3, blocks=24), mix)
 
 
 def demo_prompts(count: int) -> list[tuple[int, ...]]:
@@ -110,8 +114,9 @@ def demo_prompts(count: int) -> list[tuple[int, ...]]:
     return prompts
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_family(family: Family, tmp_path: Path):
+def test_family(family: Family, kernels: str, tmp_path: Path):
     base = make_base(family, tmp_path / "base")
     recipes = [recipe for recipe in RECIPES if recipe.name in ("all", "patterned", "two-layers-rs")]
     folders = {
@@ -125,4 +130,4 @@ def test_family(family: Family, tmp_path: Path):
         max_tokens=(4, 20),
         per_step=0.7,
     )
-    assert_exact(base, folders, hard_config(base, slots=2, blocks=16), mix)
+    assert_exact(base, folders, hard_config(base, kernels, slots=2, blocks=16), mix)
