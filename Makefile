@@ -9,6 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 p
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+NATIVE := $(wildcard server/kernels/cpu/src/*)
 # Passed on: make serve ARGS="--port 8001", make test ARGS="-k config"
 ARGS ?=
 
@@ -25,7 +26,7 @@ help:
 install: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE)
 	@test -n "$(PYTHON)" || { echo "adapterd needs Python 3.11 or newer with its venv module: \
 	install python3.11 and python3.11-venv, or say make PYTHON=/path/to/python" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
@@ -62,4 +63,4 @@ demo: dev
 	$(BIN)/python -m demo.make $(ARGS)
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) server/kernels/cpu/_native*.so build .pytest_cache .ruff_cache .hypothesis *.egg-info

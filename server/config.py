@@ -191,6 +191,12 @@ class Settings(BaseSettings):
     threads: int | None = _setting(
         None, "Engine", "CPU threads for tensor work. Default: torch's choice.", example="4", ge=1
     )
+    kernels: Literal["auto", "torch"] = _setting(
+        "auto",
+        "Engine",
+        "auto: the native CPU kernels where they are built; torch: never those.",
+        example="torch",
+    )
 
     @field_validator("device")
     @classmethod
@@ -244,6 +250,7 @@ class Settings(BaseSettings):
             prefix_cache=self.prefix_cache,
             host_cache_bytes=self.host_cache_bytes,
             threads=self.threads,
+            kernels=self.kernels,
         )
 
 

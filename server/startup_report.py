@@ -57,6 +57,11 @@ class Serving:
     example: tuple[str, str]  # a model's name, and what to ask it
 
 
+SLOW = """
+  note      the native CPU kernels are not in use: answers are the same, several times slower.
+            Install a C++ compiler (g++), then install adapterd again; float16 has none."""
+
+
 def announcement(serving: Serving) -> str:
     """Where it listens, what it serves, and a request that works word for word."""
     base = serving.base
@@ -64,12 +69,13 @@ def announcement(serving: Serving) -> str:
         f"{base.architecture}, {_count(base.parameters)} parameters, {base.dtype} on "
         f"{base.device}, context {base.max_model_len}"
     )
+    slow = base.device == "cpu" and base.kernels == "torch"
     adapters = ", ".join(serving.adapters) + (", …" if serving.more_adapters else "")
     return f"""
 adapterd {serving.version} serves at {serving.url}
   base      {serving.base_name} ({facts}, loaded in {base.load_s:.1f} s)
   adapters  {adapters or "none yet: adapterd adapters push FOLDER --name NAME"}
-  kept in   {serving.data_dir}
+  kept in   {serving.data_dir}{SLOW if slow else ""}
 
 Try it in another terminal:
   {_curl(serving)}

@@ -16,6 +16,8 @@ from transformers import AttentionInterface
 from adapters_store.errors import EngineStartFailed
 from server.engine.kv_cache import KVCache
 from server.engine.plan import StepPlan
+from server.kernels.cpu.attention import decode_attention, write_kv
+from server.kernels.cpu.native import NativeKernels
 
 PAGED_ATTENTION = "adapterd_paged"
 
@@ -37,14 +39,18 @@ class PagedStep:
 
     plan: StepPlan
     cache: KVCache
+    kernels: NativeKernels | None = None
     contexts: tuple[int, ...] = field(init=False)  # tokens of each chunk's sequence, up to its end
     starts: tuple[int, ...] = field(init=False)  # query_starts, without asking the device
+    seen: Tensor | None = field(init=False, default=None)  # contexts [chunks] int64, for kernels
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = [chunk.count for chunk in self.plan.chunks]
         self.starts = tuple(accumulate(counts, initial=0))
         self.contexts = tuple(chunk.start + chunk.count for chunk in self.plan.chunks)
+        if self.kernels is not None:
+            self.seen = torch.tensor(self.contexts)
 
 
 def register() -> None:
@@ -75,12 +81,29 @@ def paged_attention(
     refuse_unknown(others)
     layer: int = module.layer_idx  # type: ignore[assignment]
     plan, cache = paged.plan, paged.cache
-    cache.write(layer, plan.write_places, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    new_keys, new_values = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    if paged.kernels is None:
+        cache.write(layer, plan.write_places, new_keys, new_values)
+    else:
+        write_kv(paged.kernels, new_keys, new_values, *cache.tensors(layer), plan.write_places)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     rows = query[0].transpose(0, 1)  # [tokens, heads, dim]
     out = rows.new_empty(*rows.shape[:2], value.shape[-1])
     groups = []
-    if plan.decodes:
+    if plan.decodes and paged.kernels is not None and paged.seen is not None:
+        decode_attention(
+            paged.kernels,
+            rows[: plan.decodes],
+            *cache.tensors(layer),
+            plan.block_tables,
+            paged.seen,
+            out[: plan.decodes],
+            scale=scale,
+            window=sliding_window,
+            softcap=softcap,
+            sinks=None if s_aux is None else s_aux.float(),
+        )
+    elif plan.decodes:
         groups.append((0, plan.decodes))
     groups += [(i, i + 1) for i in range(plan.decodes, len(plan.chunks))]
     for first, last in groups:

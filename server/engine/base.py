@@ -20,8 +20,11 @@ from transformers.utils import logging as transformers_logging
 from adapters_store.content import LinearShape
 from adapters_store.errors import EngineStartFailed
 from server.engine.attention import PAGED_ATTENTION, refuse_unknown, register
+from server.engine.fused import fuse
 from server.engine.kv_cache import LayerShape
+from server.engine.linears import LinearGroup, pack_head
 from server.engine.messages import EngineConfig, LoadProgress
+from server.kernels.cpu.native import DTYPES, NativeKernels, load_native
 
 PROBE_ATTENTION = "adapterd_probe"
 PROBE_TOKENS = 5
@@ -43,9 +46,18 @@ class LoadedBase:
     max_positions: int
     eos_token_ids: frozenset[int]
     layers: dict[int, LayerShape]
-    modules: dict[str, nn.Module]  # those that adapters can target
-    shapes: dict[str, LinearShape]  # theirs
+    linears: tuple[LinearGroup, ...]  # all modules that adapters can target
+    kernels: NativeKernels | None  # what the model's own parts run on; None: torch alone
     parameters: int
+
+    @property
+    def shapes(self) -> dict[str, LinearShape]:
+        """Of every module that adapters can target, by name."""
+        return {
+            name: shape
+            for group in self.linears
+            for name, shape in zip(group.names, group.shapes, strict=True)
+        }
 
 
 def load_base(
@@ -65,8 +77,16 @@ def load_base(
     progress(LoadProgress("weights", 0, 1))
     model = _model(folder, hf_config, dtype, architecture).to(device).eval().requires_grad_(False)
     progress(LoadProgress("weights", 1, 1))
-    layers, modules = _probe(model, architecture)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    layers, groups = _probe(model, architecture)
     model.set_attn_implementation(PAGED_ATTENTION)
+    linears = tuple(LinearGroup(group) for group in groups)
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear:
+        pack_head(head)
+    kernels = _kernels(config, device, dtype)
+    if kernels is not None:
+        fuse(model, kernels)
     return LoadedBase(
         model=model,
         architecture=architecture,
@@ -76,9 +96,9 @@ def load_base(
         max_positions=_max_positions(hf_config),
         eos_token_ids=_eos(folder, hf_config),
         layers=layers,
-        modules=modules,
-        shapes={name: _shape(module) for name, module in modules.items()},
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        linears=linears,
+        kernels=kernels,
+        parameters=parameters,
     )
 
 
@@ -156,11 +176,12 @@ def _eos(folder: Path, config: Any) -> frozenset[int]:
     return frozenset(eos if isinstance(eos, list) else [eos])
 
 
-def _shape(module: nn.Module) -> LinearShape:
-    if isinstance(module, Conv1D):
-        return LinearShape(module.nx, module.nf)
-    assert isinstance(module, nn.Linear)
-    return LinearShape(module.in_features, module.out_features)
+def _kernels(
+    config: EngineConfig, device: torch.device, dtype: torch.dtype
+) -> NativeKernels | None:
+    if config.kernels == "torch" or device.type != "cpu" or dtype not in DTYPES:
+        return None
+    return next(iter(load_native()), None)
 
 
 def _probe_attention(
@@ -188,29 +209,26 @@ def _probe_attention(
     return query.new_zeros(*query.shape[:1], query.shape[2], query.shape[1], value.shape[3]), None
 
 
-def _probe(model: Any, architecture: str) -> tuple[dict[int, LayerShape], dict[str, nn.Module]]:
+def _probe(
+    model: Any, architecture: str
+) -> tuple[dict[int, LayerShape], list[dict[str, nn.Module]]]:
     """Runs a few tokens: what each layer caches, and which linear modules see every row.
 
-    Modules that see other rows (routed experts, the head) cannot be targeted.
+    The modules come in groups of those that read the same input one after another. Modules that
+    see other rows (routed experts, the head) cannot be targeted.
     """
-    rows_seen: dict[str, set[int]] = {}
-    hooks = []
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            rows = args[0].numel() // args[0].shape[-1]
-            rows_seen.setdefault(name, set()).add(rows)
-
-        return hook
-
+    reads: list[tuple[str, Tensor]] = []  # the inputs themselves, so that no two share an id
     head = model.get_output_embeddings()
     candidates: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
-    for name, module in candidates.items():
-        hooks.append(module.register_forward_pre_hook(note(name)))
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, args: reads.append((name, args[0]))
+
+    hooks = [module.register_forward_pre_hook(note(name)) for name, module in candidates.items()]
     layers: dict[int, LayerShape] = {}
     ids = torch.arange(1, PROBE_TOKENS + 1, device=model.device).unsqueeze(0)
     try:
@@ -229,10 +247,29 @@ def _probe(model: Any, architecture: str) -> tuple[dict[int, LayerShape], dict[s
             f"{architecture} routes {len(layers)} of its {wanted} layers through transformers' "
             "AttentionInterface; all of them must be, for their keys and values to be paged"
         )
-    modules = {
-        name: module for name, module in candidates.items() if rows_seen.get(name) == {PROBE_TOKENS}
-    }
-    return layers, modules
+    return layers, [{name: candidates[name] for name in group} for group in _grouped(reads)]
+
+
+def _grouped(reads: list[tuple[str, Tensor]]) -> list[list[str]]:
+    """Names of modules that see every row, those that follow each other on one input together."""
+    rows_of: dict[str, list[int]] = {}
+    for name, x in reads:
+        rows_of.setdefault(name, []).append(x.numel() // x.shape[-1])
+    groups: list[list[str]] = []
+    last: Tensor | None = None
+    for name, x in reads:
+        if set(rows_of[name]) != {PROBE_TOKENS} or any(name in group for group in groups[-1:]):
+            last = None
+        elif len(rows_of[name]) > 1:  # called again and again: by itself, listed once
+            last = None
+            if [name] not in groups:
+                groups.append([name])
+        elif x is last:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+            last = x
+    return groups
 
 
 def self_check(base: LoadedBase, paged_logits: Callable[[list[list[int]]], list[Tensor]]) -> None:

@@ -77,7 +77,7 @@ class Engine:
         max_model_len = _max_model_len(config, base, blocks)
         cache = _kv_cache(config, base, blocks)
         spec = BaseModel(Path(config.model).name, digest, base.architecture, base.shapes)
-        bound = _bind_methods(config, base, spec)
+        bound = _bind_methods(config, base)
         self._block_size = config.block_size
         self._pool = BlockPool(blocks + 1, cache.wipe)
         self._prefixes = PrefixCache(
@@ -338,25 +338,19 @@ def _info(
         kv_blocks=blocks,
         block_size=config.block_size,
         parameters=base.parameters,
+        kernels=f"native-{base.kernels.name}" if base.kernels else "torch",
         modules=base.shapes,
         load_s=load_s,
     )
 
 
-def _bind_methods(
-    config: EngineConfig, base: LoadedBase, spec: BaseModel
-) -> dict[str, BoundMethod]:
+def _bind_methods(config: EngineConfig, base: LoadedBase) -> dict[str, BoundMethod]:
     """Every kind, bound to this base, by its name."""
-    backend = default_backend(base.device)
+    backend = default_backend(base.device, base.kernels)
     limits = SlotLimits(config.max_resident_adapters, config.max_rank)
     return {
         method.kind: method.bind(
-            base.modules,
-            spec,
-            limits=limits,
-            dtype=base.dtype,
-            device=base.device,
-            backend=backend,
+            base.linears, limits=limits, dtype=base.dtype, device=base.device, backend=backend
         )
         for method in METHODS.values()
     }

@@ -87,6 +87,10 @@ class KVCache:
         per_token = sum(s.kv_heads * (s.key_dim + s.value_dim) for s in layers.values())
         return per_token * block_size * dtype.itemsize
 
+    def tensors(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [blocks, block_size, kv_heads, dim]; the native kernels use them."""
+        return self._keys[layer], self._values[layer]
+
     def write(self, layer: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
         """Puts keys [tokens, kv_heads, key_dim] and values at `places` [tokens] int64.
 

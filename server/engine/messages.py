@@ -31,6 +31,7 @@ class EngineConfig:
     prefix_cache: bool = True
     host_cache_bytes: int = 1 << 30
     threads: int | None = None  # torch's; None: its default
+    kernels: Literal["auto", "torch"] = "auto"  # auto: native ones where there are any
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ class EngineInfo:
     kv_blocks: int
     block_size: int
     parameters: int
+    kernels: str  # what computes the hot parts: "native-avx512-bf16", "torch"
     modules: dict[str, LinearShape]  # targetable modules of the base
     load_s: float
 

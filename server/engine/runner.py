@@ -15,6 +15,7 @@ class Runner:
 
     def __init__(self, base: LoadedBase, cache: KVCache, bound: tuple[BoundMethod, ...]) -> None:
         self._model = base.model
+        self._kernels = base.kernels
         self._cache = cache
         self._bound = bound
 
@@ -29,7 +30,7 @@ class Runner:
                 position_ids=plan.positions.unsqueeze(0),
                 use_cache=False,
                 logits_to_keep=plan.sample_rows,
-                paged=PagedStep(plan, self._cache),
+                paged=PagedStep(plan, self._cache, self._kernels),
             ).logits[0]
         finally:
             for bound in self._bound:

@@ -7,19 +7,33 @@ scale folded into `b` when it was laid out:
     out[t] += y[t] @ b[s]         expand, back to the module's width
 """
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from server.kernels.segments import NO_ADAPTER, SegmentPlan
 
+if TYPE_CHECKING:
+    from server.kernels.cpu.native import NativeKernels
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One module's adapters, by slot. Rows of `a` and `b` at or above a slot's rank are zero."""
+
+    a: Tensor  # [slots, max_rank, in]
+    b: Tensor  # [slots, max_rank, out]
+    ranks: Tensor  # [slots] int32, on the host; 0: the slot's adapter leaves this module alone
+
 
 class LowRankBackend(Protocol):
     """One implementation of shrink and expand.
 
-    `prepare` is called once per step and its result handed to every shrink and expand of that
-    step, so that what depends on the segments alone is worked out once, not per module.
+    `prepare` is called once per step and its result handed to every `add` of that step, so that
+    what depends on the segments alone is worked out once, not per module.
     """
 
     name: str
@@ -28,17 +42,13 @@ class LowRankBackend(Protocol):
         """Whatever this backend wants to know of the step's segments."""
         ...
 
-    def shrink(self, x: Tensor, a: Tensor, prepared: Any) -> Any:
-        """x [tokens, in]; a [slots, max_rank, in] → y, in a form that `expand` takes.
+    def add(
+        self, x: Tensor, stacks: Sequence[Stack], outs: Sequence[Tensor], prepared: Any
+    ) -> None:
+        """Adds the update of every module that reads x: stacks[i] into outs[i].
 
-        Rows of NO_ADAPTER are not computed. Raises ValueError if the segments do not cover x.
-        """
-        ...
-
-    def expand(self, y: Any, b: Tensor, prepared: Any, out: Tensor) -> None:
-        """y from `shrink`; b [slots, max_rank, out]; adds into out [tokens, out].
-
-        Rows of NO_ADAPTER are left as they are, to the bit.
+        x [tokens, in]; outs[i] [tokens, out_i], whose rows may lie apart. Rows of NO_ADAPTER are
+        left as they are, to the bit. Raises ValueError if the segments do not cover x.
         """
         ...
 
@@ -51,21 +61,17 @@ class ReferenceBackend:
     def prepare(self, segments: SegmentPlan) -> SegmentPlan:
         return segments
 
-    def shrink(self, x: Tensor, a: Tensor, prepared: SegmentPlan) -> Tensor:
-        """y [tokens, max_rank], zero where the row has no adapter or the rank is exceeded."""
+    def add(
+        self, x: Tensor, stacks: Sequence[Stack], outs: Sequence[Tensor], prepared: SegmentPlan
+    ) -> None:
         check_cover(x, prepared)
-        y = x.new_zeros(x.shape[0], a.shape[1])
-        for item in prepared.items:
-            if item.slot != NO_ADAPTER:
-                rows = slice(item.start, item.end)
-                y[rows, : item.rank] = x[rows] @ a[item.slot, : item.rank].T
-        return y
-
-    def expand(self, y: Tensor, b: Tensor, prepared: SegmentPlan, out: Tensor) -> None:
-        for item in prepared.items:
-            if item.slot != NO_ADAPTER:
-                rows = slice(item.start, item.end)
-                out[rows] += y[rows, : item.rank] @ b[item.slot, : item.rank]
+        for stack, out in zip(stacks, outs, strict=True):
+            for item in prepared.items:
+                rank = 0 if item.slot == NO_ADAPTER else int(stack.ranks[item.slot])
+                if rank:
+                    rows = slice(item.start, item.end)
+                    y = x[rows] @ stack.a[item.slot, :rank].T
+                    out[rows] += y @ stack.b[item.slot, :rank]
 
 
 def check_cover(x: Tensor, segments: SegmentPlan) -> None:
@@ -74,8 +80,11 @@ def check_cover(x: Tensor, segments: SegmentPlan) -> None:
         raise ValueError(f"segments cover {segments.tokens} rows, x has {x.shape[0]}")
 
 
-def default_backend(device: torch.device) -> LowRankBackend:
-    """The fastest form there is for this device."""
-    from server.kernels.cpu import CpuBackend
+def default_backend(device: torch.device, kernels: "NativeKernels | None") -> LowRankBackend:
+    """The fastest form there is for this device; `kernels` are None where it has none."""
+    from server.kernels.cpu.native_backend import NativeBackend
+    from server.kernels.cpu.torch_backend import TorchCpuBackend
 
-    return CpuBackend() if device.type == "cpu" else ReferenceBackend()
+    if device.type != "cpu":
+        return ReferenceBackend()
+    return TorchCpuBackend() if kernels is None else NativeBackend(kernels)

@@ -4,14 +4,14 @@ A kind checks an adapter's config and tensors, lays them out in host memory, and
 the base once, giving a device-side store of slots that applies itself to each step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adapters_store.content import AdapterContent, AdapterFacts, BaseModel
+from adapters_store.content import AdapterContent, AdapterFacts, BaseModel, LinearShape
 from server.kernels.backend import LowRankBackend
 from server.kernels.segments import SegmentPlan
 
@@ -36,6 +36,17 @@ class HostAdapter:
     rank: int
     bytes: int
     layout: Any
+
+
+class AdaptedLinears(Protocol):
+    """Linear modules of the base that read one input; adapters add to what they give."""
+
+    names: tuple[str, ...]
+    shapes: tuple[LinearShape, ...]  # theirs
+
+    def on_output(self, listener: Callable[[Tensor, Sequence[Tensor]], None]) -> None:
+        """`listener(x, outs)` is called at every step: x [tokens, in], outs[i] [tokens, out_i]."""
+        ...
 
 
 class BoundMethod(Protocol):
@@ -76,8 +87,7 @@ class AdapterMethod(Protocol):
 
     def bind(
         self,
-        modules: Mapping[str, nn.Module],
-        base: BaseModel,
+        linears: Sequence[AdaptedLinears],
         *,
         limits: SlotLimits,
         dtype: torch.dtype,
@@ -86,8 +96,3 @@ class AdapterMethod(Protocol):
     ) -> BoundMethod:
         """Allocates the slots and attaches to the base's modules. Weights are not touched."""
         ...
-
-
-def rows_of(tensor: Tensor) -> Tensor:
-    """[..., features] as [rows, features], a view."""
-    return tensor.view(-1, tensor.shape[-1])

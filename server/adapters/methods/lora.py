@@ -1,20 +1,20 @@
 """LoRA: W x + scale · B A x, for any number of adapters in one step.
 
-The update is added by a forward hook on each targetable module, so the base's modules, names and
-weights stay as transformers made them. Source: LoRA, arXiv:2106.09685; batched as in Punica,
+The update is added to what the base's linear modules give, those that read one input together;
+the base's weights are never touched. Source: LoRA, arXiv:2106.09685; batched as in Punica,
 arXiv:2310.18547.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters_store.content import AdapterContent, AdapterFacts, BaseModel, LinearShape
-from server.adapters.methods.base import HostAdapter, SlotLimits, rows_of
+from server.adapters.methods.base import AdaptedLinears, HostAdapter, SlotLimits
 from server.adapters.methods.lora_config import LoraModule, read_lora
-from server.kernels.backend import LowRankBackend
+from server.kernels.backend import LowRankBackend, Stack
 from server.kernels.segments import SegmentPlan
 
 
@@ -54,15 +54,14 @@ class LoraMethod:
 
     def bind(
         self,
-        modules: Mapping[str, nn.Module],
-        base: BaseModel,
+        linears: Sequence[AdaptedLinears],
         *,
         limits: SlotLimits,
         dtype: torch.dtype,
         device: torch.device,
         backend: LowRankBackend,
     ) -> "BoundLora":
-        return BoundLora(modules, base, limits, dtype, device, backend)
+        return BoundLora(linears, limits, dtype, device, backend)
 
 
 def _lay_out(module: LoraModule, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -78,27 +77,30 @@ def _lay_out(module: LoraModule, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 class _ModuleSlots:
-    """One module's stacked tensors. Rows at or above a slot's rank are zero, always."""
+    """One module's stack. Rows at or above a slot's rank are zero, always."""
 
     def __init__(
         self, shape: LinearShape, limits: SlotLimits, dtype: torch.dtype, device: torch.device
     ) -> None:
         # Zeroed pages are not backed by memory until written: unused slots cost nothing on a CPU.
         sizes = (limits.slots, limits.max_rank)
-        self.a = torch.zeros(*sizes, shape.in_features, dtype=dtype, device=device)
-        self.b = torch.zeros(*sizes, shape.out_features, dtype=dtype, device=device)
-        self.ranks = [0] * limits.slots
+        self.stack = Stack(
+            a=torch.zeros(*sizes, shape.in_features, dtype=dtype, device=device),
+            b=torch.zeros(*sizes, shape.out_features, dtype=dtype, device=device),
+            ranks=torch.zeros(limits.slots, dtype=torch.int32),
+        )
 
     def write(self, slot: int, pair: tuple[Tensor, Tensor] | None) -> None:
+        a, b, ranks = self.stack.a, self.stack.b, self.stack.ranks
         rank = 0 if pair is None else pair[0].shape[0]
-        old = self.ranks[slot]
+        old = int(ranks[slot])
         if old > rank:
-            self.a[slot, rank:old].zero_()
-            self.b[slot, rank:old].zero_()
+            a[slot, rank:old].zero_()
+            b[slot, rank:old].zero_()
         if pair is not None:
-            self.a[slot, :rank].copy_(pair[0], non_blocking=True)
-            self.b[slot, :rank].copy_(pair[1], non_blocking=True)
-        self.ranks[slot] = rank
+            a[slot, :rank].copy_(pair[0], non_blocking=True)
+            b[slot, :rank].copy_(pair[1], non_blocking=True)
+        ranks[slot] = rank
 
 
 class BoundLora:
@@ -106,8 +108,7 @@ class BoundLora:
 
     def __init__(
         self,
-        modules: Mapping[str, nn.Module],
-        base: BaseModel,
+        linears: Sequence[AdaptedLinears],
         limits: SlotLimits,
         dtype: torch.dtype,
         device: torch.device,
@@ -115,36 +116,31 @@ class BoundLora:
     ) -> None:
         self._backend = backend
         self._prepared: Any = None
-        self._live: frozenset[int] = frozenset()
-        self._stacks: dict[str, _ModuleSlots] = {}
-        for name, module in modules.items():
-            stack = _ModuleSlots(base.modules[name], limits, dtype, device)
-            self._stacks[name] = stack
-            module.register_forward_hook(self._hook(stack))
+        self._slots: dict[str, _ModuleSlots] = {}
+        for group in linears:
+            slots = [_ModuleSlots(shape, limits, dtype, device) for shape in group.shapes]
+            self._slots.update(zip(group.names, slots, strict=True))
+            group.on_output(self._adder(tuple(each.stack for each in slots)))
 
     def write(self, slot: int, adapter: HostAdapter) -> None:
-        unknown = adapter.layout.keys() - self._stacks.keys()
+        unknown = adapter.layout.keys() - self._slots.keys()
         assert not unknown, f"laid out for modules that are not bound: {sorted(unknown)[:3]}"
-        for name, stack in self._stacks.items():
-            stack.write(slot, adapter.layout.get(name))
+        for name, slots in self._slots.items():
+            slots.write(slot, adapter.layout.get(name))
 
     def clear(self, slot: int) -> None:
-        for stack in self._stacks.values():
-            stack.write(slot, None)
+        for slots in self._slots.values():
+            slots.write(slot, None)
 
     def begin_step(self, segments: SegmentPlan) -> None:
-        self._live = segments.live_slots
-        self._prepared = self._backend.prepare(segments) if self._live else None
+        self._prepared = self._backend.prepare(segments) if segments.live_slots else None
 
     def end_step(self) -> None:
-        self._live = frozenset()
         self._prepared = None
 
-    def _hook(self, stack: _ModuleSlots) -> Any:
-        def add_delta(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if not any(stack.ranks[slot] for slot in self._live):
-                return
-            y = self._backend.shrink(rows_of(args[0]), stack.a, self._prepared)
-            self._backend.expand(y, stack.b, self._prepared, rows_of(output))
+    def _adder(self, stacks: tuple[Stack, ...]) -> Callable[[Tensor, Sequence[Tensor]], None]:
+        def add(x: Tensor, outs: Sequence[Tensor]) -> None:
+            if self._prepared is not None:
+                self._backend.add(x, stacks, outs, self._prepared)
 
-        return add_delta
+        return add

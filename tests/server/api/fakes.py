@@ -73,6 +73,7 @@ class ScriptedEngine:
             kv_blocks=8,
             block_size=16,
             parameters=1000,
+            kernels="torch",
             modules={"model.layers.0.self_attn.q_proj": LinearShape(8, 8)},
             load_s=0.1,
         )

@@ -23,9 +23,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 
 BLOCK_SIZE = 8  # tokens; smaller than the default, so that sequences cross many blocks
 LONGEST = 90  # tokens of prompt and answer
+KERNELS = ["auto", "torch"]  # auto is the native ones, wherever they are built
 
 
-def hard_config(base: Path, *, slots: int, blocks: int) -> EngineConfig:
+def hard_config(base: Path, kernels: str, *, slots: int, blocks: int) -> EngineConfig:
     """Few slots, few tokens a step and few KV blocks: loading, chunking and pre-emption happen."""
     assert blocks * BLOCK_SIZE >= LONGEST
     return EngineConfig(
@@ -40,6 +41,7 @@ def hard_config(base: Path, *, slots: int, blocks: int) -> EngineConfig:
         max_batch_tokens=40,
         max_sequences=16,
         block_size=BLOCK_SIZE,
+        kernels=kernels,
     )
 
 
@@ -71,7 +73,8 @@ def assert_exact(
     assert not wrong, f"{len(wrong)} of {len(calls)} differ:\n" + "\n".join(wrong[:20])
 
 
-def test_two_hundred_requests_over_unequal_adapters(tmp_path: Path):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_two_hundred_requests_over_unequal_adapters(kernels: str, tmp_path: Path):
     base = make_base(LLAMA, tmp_path / "base")
     folders = {
         recipe.name: make_adapter(base, LLAMA, recipe, tmp_path / recipe.name, seed=seed)
@@ -84,11 +87,13 @@ def test_two_hundred_requests_over_unequal_adapters(tmp_path: Path):
         max_tokens=(1, 24),
         per_step=0.9,
     )
-    assert_exact(base, folders, hard_config(base, slots=3, blocks=24), mix)
+    assert_exact(base, folders, hard_config(base, kernels, slots=3, blocks=24), mix)
 
 
-@pytest.mark.parametrize("prefix_cache", [True, False])
-def test_two_hundred_requests_that_begin_alike(tmp_path: Path, prefix_cache: bool):
+@pytest.mark.parametrize(
+    ("kernels", "prefix_cache"), [*((kind, True) for kind in KERNELS), ("auto", False)]
+)
+def test_two_hundred_requests_that_begin_alike(kernels: str, prefix_cache: bool, tmp_path: Path):
     """Few beginnings, second turns of earlier answers, two salts, and clients that leave, over
     fewer blocks than they could share."""
     base = make_base(LLAMA, tmp_path / "base")
@@ -114,12 +119,13 @@ def test_two_hundred_requests_that_begin_alike(tmp_path: Path, prefix_cache: boo
         aborted=0.15,
         salts=("", "", "tenant"),
     )
-    config = replace(hard_config(base, slots=2, blocks=20), prefix_cache=prefix_cache)
+    config = replace(hard_config(base, kernels, slots=2, blocks=20), prefix_cache=prefix_cache)
     found = 0.15 if prefix_cache else 0.0
     assert_exact(base, folders, config, mix, reference=reference, found=found)
 
 
-def test_a_prompt_is_never_shared_across_adapters_or_salts(tmp_path: Path):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_prompt_is_never_shared_across_adapters_or_salts(kernels: str, tmp_path: Path):
     """Whoever asks first finds nothing, though all others have asked the same; the second finds
     all but the last block. Every answer is its own version's."""
     base = make_base(LLAMA, tmp_path / "base")
@@ -128,7 +134,7 @@ def test_a_prompt_is_never_shared_across_adapters_or_salts(tmp_path: Path):
         for seed, recipe in enumerate(RECIPES[:2])
     }
     source, reference = FolderSource(folders), Reference(base, folders)
-    engine = Engine(hard_config(base, slots=2, blocks=120), source)
+    engine = Engine(hard_config(base, kernels, slots=2, blocks=120), source)
     (prompt,) = random_prompts(1, VOCAB, (50, 50), seed=6)
     askers = list(itertools.product([None, *folders], ["", "tenant", "other"]))
     try:
@@ -151,7 +157,8 @@ def test_a_prompt_is_never_shared_across_adapters_or_salts(tmp_path: Path):
         engine.close()
 
 
-def test_two_hundred_requests_on_the_demo(tmp_path: Path):
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_two_hundred_requests_on_the_demo(kernels: str, tmp_path: Path):
     """The embedded base with its trained adapters, asked what they were made for, and two random
     ones of other shapes."""
     if not demo.base_path().is_dir():
@@ -170,7 +177,7 @@ def test_two_hundred_requests_on_the_demo(tmp_path: Path):
         max_tokens=(1, 24),
         per_step=0.9,
     )
-    assert_exact(base, folders, hard_config(base, slots=3, blocks=24), mix)
+    assert_exact(base, folders, hard_config(base, kernels, slots=3, blocks=24), mix)
 
 
 def demo_prompts(count: int) -> list[tuple[int, ...]]:
@@ -187,8 +194,9 @@ def demo_prompts(count: int) -> list[tuple[int, ...]]:
     return prompts
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_family(family: Family, tmp_path: Path):
+def test_family(family: Family, kernels: str, tmp_path: Path):
     base = make_base(family, tmp_path / "base")
     recipes = [recipe for recipe in RECIPES if recipe.name in ("all", "patterned", "two-layers-rs")]
     folders = {
@@ -203,4 +211,4 @@ def test_family(family: Family, tmp_path: Path):
         max_tokens=(4, 20),
         per_step=0.7,
     )
-    assert_exact(base, folders, hard_config(base, slots=2, blocks=16), mix)
+    assert_exact(base, folders, hard_config(base, kernels, slots=2, blocks=16), mix)

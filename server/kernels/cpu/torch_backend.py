@@ -1,4 +1,4 @@
-"""The CPU form of shrink and expand, of torch's own batched matmuls.
+"""Shrink and expand of torch's own batched matmuls: for machines without the native library.
 
 Two regimes, told apart once per step. Long segments (prefill) are one matmul each: their weights
 are read once for many rows. Short segments (decodes, a few rows each) share batched matmuls over
@@ -6,12 +6,13 @@ a window of slots: reading the weights is nearly all of their cost, so the stack
 used in place, as a view, whenever the live slots lie close together, and gathered when not.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from server.kernels.backend import check_cover
+from server.kernels.backend import Stack, check_cover
 from server.kernels.segments import NO_ADAPTER, Segment, SegmentPlan
 
 SHORT_SEGMENT_ROWS = 8
@@ -43,18 +44,10 @@ class PreparedSegments:
     short: ShortGroup | None
 
 
-@dataclass(frozen=True, slots=True)
-class Shrunk:
-    """What `shrink` leaves for `expand`, in the two regimes' own shapes."""
-
-    long: tuple[Tensor, ...]  # of each long segment: [rows, its rank]
-    short: Tensor | None  # [batch, depth, rank]
-
-
-class CpuBackend:
+class TorchCpuBackend:
     """Batched matmuls over slots for short segments, one matmul for each long one."""
 
-    name = "cpu-torch"
+    name = "torch"
 
     def prepare(self, segments: SegmentPlan) -> PreparedSegments:
         live = [item for item in segments.items if item.slot != NO_ADAPTER]
@@ -62,28 +55,38 @@ class CpuBackend:
         long = tuple(item for item in live if item.end - item.start > SHORT_SEGMENT_ROWS)
         return PreparedSegments(segments, long, _group(short) if short else None)
 
-    def shrink(self, x: Tensor, a: Tensor, prepared: PreparedSegments) -> Shrunk:
+    def add(
+        self,
+        x: Tensor,
+        stacks: Sequence[Stack],
+        outs: Sequence[Tensor],
+        prepared: PreparedSegments,
+    ) -> None:
         check_cover(x, prepared.plan)
-        long = tuple(x[s.start : s.end] @ a[s.slot, : s.rank].T for s in prepared.long)
         group = prepared.short
-        if group is None:
-            return Shrunk(long, None)
-        weights = a[group.window, : group.rank]
-        return Shrunk(long, torch.bmm(_batched(x, group), weights.transpose(1, 2)))
+        batched = None if group is None else _batched(x, group)
+        live = [item.slot for item in prepared.plan.items if item.slot != NO_ADAPTER]
+        for stack, out in zip(stacks, outs, strict=True):
+            if not any(stack.ranks[slot] for slot in live):
+                continue
+            for item in prepared.long:
+                y = x[item.start : item.end] @ stack.a[item.slot, : item.rank].T
+                out[item.start : item.end].addmm_(y, stack.b[item.slot, : item.rank])
+            if group is not None and batched is not None:
+                _add_short(batched, stack, group, out)
 
-    def expand(self, y: Shrunk, b: Tensor, prepared: PreparedSegments, out: Tensor) -> None:
-        for segment, shrunk in zip(prepared.long, y.long, strict=True):
-            out[segment.start : segment.end].addmm_(shrunk, b[segment.slot, : segment.rank])
-        group = prepared.short
-        if group is None or y.short is None:
-            return
-        delta = torch.bmm(y.short, b[group.window, : group.rank]).flatten(0, 1)
-        if group.cells is not None:
-            delta = delta[group.cells]
-        if group.span is not None:
-            out[group.span] += delta
-        else:
-            out.index_add_(0, group.rows, delta)
+
+def _add_short(batched: Tensor, stack: Stack, group: ShortGroup, out: Tensor) -> None:
+    """The update of the group's rows, `batched` [batch, depth, in], into out [tokens, out]."""
+    a = stack.a[group.window, : group.rank]
+    b = stack.b[group.window, : group.rank]
+    delta = torch.bmm(torch.bmm(batched, a.transpose(1, 2)), b).flatten(0, 1)
+    if group.cells is not None:
+        delta = delta[group.cells]
+    if group.span is not None:
+        out[group.span] += delta
+    else:
+        out.index_add_(0, group.rows, delta)
 
 
 def _group(short: list[Segment]) -> ShortGroup:

@@ -1,4 +1,4 @@
-"""The CPU form against a loop over rows, over mixes of adapters and ranks."""
+"""Every form of the low-rank path against a loop over rows, over mixes of adapters and ranks."""
 
 import random
 
@@ -6,12 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.kernels.backend import LowRankBackend, ReferenceBackend
-from server.kernels.cpu import CpuBackend
+from server.kernels.backend import LowRankBackend, ReferenceBackend, Stack
+from server.kernels.cpu.native import load_native
+from server.kernels.cpu.native_backend import NativeBackend
+from server.kernels.cpu.torch_backend import TorchCpuBackend
 from server.kernels.segments import NO_ADAPTER, plan_segments
 
 SLOTS, MAX_RANK, IN, OUT = 12, 64, 40, 56
+RANKS_OF_4 = torch.tensor([4, 4, 4], dtype=torch.int32)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
+
+BACKENDS: list[LowRankBackend] = [
+    ReferenceBackend(),
+    TorchCpuBackend(),
+    *(NativeBackend(kernels) for kernels in load_native()),
+]
+"""The native one in every form that this processor can run."""
 
 MIXES: dict[str, list[tuple[int, int]]] = {  # (rows, slot) runs
     "one": [(5, 3)],
@@ -35,14 +45,14 @@ def loop(x: Tensor, a: Tensor, b: Tensor, runs: list[tuple[int, int]], ranks: li
         for _ in range(count):
             row = x[len(rows)].double()
             if slot == NO_ADAPTER:
-                rows.append(torch.zeros(OUT, dtype=torch.float64))
+                rows.append(torch.zeros(b.shape[2], dtype=torch.float64))
             else:
                 r = ranks[slot]
                 rows.append(row @ a[slot, :r].double().T @ b[slot, :r].double())
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("backend", [ReferenceBackend(), CpuBackend()], ids=lambda b: b.name)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("rank", [1, 8, 24, 64, None], ids=lambda r: f"rank {r or 'mixed'}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -64,7 +74,7 @@ def test_equals_a_loop_over_rows(
     out = base.clone()
 
     prepared = backend.prepare(plan_segments(runs, ranks))
-    backend.expand(backend.shrink(x, a, prepared), b, prepared, out)
+    backend.add(x, [Stack(a, b, torch.tensor(ranks, dtype=torch.int32))], [out], prepared)
 
     expected = base.double() + loop(x, a, b, runs, ranks)
     torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
@@ -72,23 +82,56 @@ def test_equals_a_loop_over_rows(
     assert torch.equal(out[torch.tensor(without)], base[torch.tensor(without)]), "base rows changed"
 
 
-@pytest.mark.parametrize("backend", [ReferenceBackend(), CpuBackend()], ids=lambda b: b.name)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 def test_a_poisoned_slot_leaves_other_rows_as_they_are(backend: LowRankBackend) -> None:
     runs = [(1, 0), (1, 1), (1, 2), (20, 1), (1, NO_ADAPTER)]
     prepared = backend.prepare(plan_segments(runs, [4] * 3))
     x = torch.randn(24, IN)
-    a, b = torch.randn(3, 4, IN), torch.randn(3, 4, OUT)
+    stack = Stack(torch.randn(3, 4, IN), torch.randn(3, 4, OUT), RANKS_OF_4)
     clean, poisoned = torch.zeros(24, OUT), torch.zeros(24, OUT)
-    backend.expand(backend.shrink(x, a, prepared), b, prepared, clean)
-    a[1] = float("nan")
-    backend.expand(backend.shrink(x, a, prepared), b, prepared, poisoned)
+    backend.add(x, [stack], [clean], prepared)
+    stack.a[1] = float("nan")
+    backend.add(x, [stack], [poisoned], prepared)
     others = torch.tensor([0, 2, 23])
     assert torch.equal(poisoned[others], clean[others])
     assert poisoned[1].isnan().all()
 
 
-@pytest.mark.parametrize("backend", [ReferenceBackend(), CpuBackend()], ids=lambda b: b.name)
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 def test_segments_must_cover_x(backend: LowRankBackend) -> None:
     prepared = backend.prepare(plan_segments([(3, 0)], [4]))
+    stack = Stack(torch.randn(3, 4, IN), torch.randn(3, 4, OUT), RANKS_OF_4)
     with pytest.raises(ValueError, match="segments cover 3 rows, x has 4"):
-        backend.shrink(torch.randn(4, IN), torch.randn(1, 4, IN), prepared)
+        backend.add(torch.randn(4, IN), [stack], [torch.zeros(4, OUT)], prepared)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+@pytest.mark.parametrize("sizes", [(576, 192, 192), (16, 1, 300), (33,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_modules_that_read_one_input_are_done_together(
+    backend: LowRankBackend, sizes: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Outputs are columns of one tensor; a slot may have another rank, or none, in each."""
+    runs = [(1, 0), (1, 1), (3, 2), (1, NO_ADAPTER), (9, 1), (30, 0), (2, 3)]
+    generator = torch.Generator().manual_seed(1)
+    tokens, ranks = sum(count for count, _ in runs), [16, 5, 9, 2]
+    x = torch.randn(tokens, 2 * IN, generator=generator).to(dtype)[:, 7 : 7 + IN]
+    base = torch.randn(tokens, sum(sizes), generator=generator).to(dtype)
+    fused, outs, expected = base.clone(), [], base.double()
+    stacks = []
+    for index, size in enumerate(sizes):
+        own = [rank if (slot + index) % 3 else 0 for slot, rank in enumerate(ranks)]
+        a, b = torch.zeros(4, MAX_RANK, IN), torch.zeros(4, MAX_RANK, size)
+        for slot, r in enumerate(own):
+            a[slot, :r] = torch.randn(r, IN, generator=generator) / IN**0.5
+            b[slot, :r] = torch.randn(r, size, generator=generator) / max(1, r) ** 0.5
+        stacks.append(Stack(a.to(dtype), b.to(dtype), torch.tensor(own, dtype=torch.int32)))
+        start = sum(sizes[:index])
+        outs.append(fused[:, start : start + size])
+        expected[:, start : start + size] += loop(x, a.to(dtype), b.to(dtype), runs, own)
+
+    backend.add(x, stacks, outs, backend.prepare(plan_segments(runs, ranks)))
+
+    torch.testing.assert_close(
+        fused.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
+    )

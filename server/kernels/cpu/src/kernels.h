@@ -1,0 +1,27 @@
+// One instruction set's kernels. The including file names it (AD_NAME, AD_SYMBOL) and the width
+// of its vectors (AD_VECTOR_BYTES), and switches the compiler to it before this line. Everything
+// below is in an unnamed namespace and without the C++ library, so that no function compiled for
+// one instruction set can be linked into another's.
+
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "api.h"
+
+namespace {
+#include "vec.h"
+#include "scratch.h"
+
+#include "attention.h"
+#include "lora.h"
+#include "pointwise.h"
+}  // namespace
+
+extern "C" const ad_kernels AD_SYMBOL = {
+    AD_NAME, lora_add, paged_attention, kv_write, rms_norm, silu_mul,
+};
