@@ -158,10 +158,13 @@ async def _serve_http(
     print("finishing running requests; a second signal stops at once", file=sys.stderr)
     services.drain()
     server.should_exit = True
-    ended, _ = await asyncio.wait({serving}, timeout=settings.drain_seconds)
-    if not ended:
-        # Every request that still runs gets an error that says so, and its connection closes.
-        await engine.stop()
+    try:
+        await asyncio.wait({serving}, timeout=settings.drain_seconds)
+    finally:  # on a second signal, too
+        if not serving.done():
+            # Every request that still runs gets an error that says so, and its connection closes.
+            await engine.stop()
+            await asyncio.wait({serving}, timeout=CLOSE_S)
     await serving
 
 
