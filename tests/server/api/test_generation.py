@@ -292,6 +292,9 @@ async def test_models(house: House, adapter: Callable[[str], str]):
     assert set(base) == set(card)
     for one in (base, card):
         assert (await house.client.get(f"/v1/models/{one['id']}")).json() == one
+    for version in ("sql@1", card["root"]):  # whatever a request may name
+        shown = (await house.client.get(f"/v1/models/{version}")).json()
+        assert shown == card | {"id": version}
 
 
 # --- lengths -----------------------------------------------------------------------------------
