@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, Row, Select, create_engine, event, func, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from adapters_store.content import AdapterFacts
-from adapters_store.errors import Unavailable
+from adapters_store.errors import StoreCorrupt, Unavailable
 from adapters_store.schema import CURRENT, adapters, aliases, metadata, versions
 
 BUSY_TIMEOUT_MS = 10_000
@@ -57,11 +57,18 @@ class Catalog:
     """
 
     def __init__(self, url: URL | str, *, base: str) -> None:
+        """Makes the tables if they are not there. Raises Unavailable, StoreCorrupt."""
         self._engine = _engine(url)
         self._base = base
         self._writing = threading.Lock()  # queues our threads fairly; SQLite's own wait is a poll
-        with self._begin(write=True) as connection:
-            metadata.create_all(connection)
+        try:
+            with self._begin(write=True) as connection:
+                metadata.create_all(connection)
+        except DatabaseError as broken:
+            raise StoreCorrupt(
+                f"the catalog at {self._engine.url.database} cannot be read: {broken.orig}; "
+                "restore it from a copy, or start with another data directory"
+            ) from broken
 
     def close(self) -> None:
         self._engine.dispose()

@@ -203,7 +203,9 @@ class AdapterStore:
 
     def _check_name(self, name: str) -> None:
         if name == self._base_name:
-            raise NameReserved(f"{shorten(name)} is the base model's name; choose another")
+            raise NameReserved(
+                f"{shorten(name)} is the base model's name; choose another", param="name"
+            )
         if not NAME.fullmatch(name):
             raise InvalidRequest(
                 f"{shorten(name)} is no adapter name: use 1 to 63 of a-z, 0-9, '.', '_' and '-', "

@@ -74,6 +74,11 @@ def _members(files: Sequence[UploadedFile], budget: Budget) -> Iterator[Member]:
             return zip_members(stream, budget)
         if magic.startswith(_GZIP_MAGIC):
             return tar_gz_members(stream, budget)
+        if files[0].name.lower().endswith(_ARCHIVES):
+            raise InvalidAdapter(
+                f"{shorten(files[0].name)} is by its content no .zip or .tar.gz; pack the PEFT "
+                "folder as one of them, or send its files one by one"
+            )
     return _plain_files(files, budget)
 
 

@@ -169,6 +169,7 @@ def push(
         counted = [progress.wrap_file(file, task_id=task) for file in files]
         named = [(path.name, file) for path, file in zip(paths, counted, strict=True)]
         new, adapter = client.push(name, named)
+        current = adapter if new else client.adapter(name)
     if as_json:
         print(json.dumps(adapter, indent=2))
         return
@@ -177,7 +178,11 @@ def push(
           f"rank {adapter['rank']} on {', '.join(adapter['target_modules'])}")  # fmt: skip
     if ignored := adapter.get("ignored_files"):
         print(f"not needed and left out: {', '.join(ignored)}")
-    print(f'Try it: adapterd complete --adapter {adapter["id"]} "…"')
+    reference = adapter["id"]
+    if current["version"] != adapter["version"]:
+        print(f"{reference} still means version {current['version']}, which came later")
+        reference = f"{reference}@{adapter['version']}"
+    print(f'Try it: adapterd complete --adapter {reference} "…"')
 
 
 @adapters.command("list")

@@ -85,6 +85,7 @@ class Settings(BaseSettings):
         "Model",
         "Base model: a folder in Hugging Face layout or a hub id. Default: the embedded demo.",
         example="Qwen/Qwen3-0.6B",
+        min_length=1,
     )
     served_model_name: str | None = _setting(
         None,

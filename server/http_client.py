@@ -44,7 +44,9 @@ class ServerClient:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         try:
-            host = httpx2.URL(self.url).host
+            host, scheme = httpx2.URL(self.url).host, httpx2.URL(self.url).scheme
+            if scheme not in ("http", "https") or not host:
+                raise httpx2.InvalidURL("it is not the URL of a server")
             self._http = httpx2.Client(
                 base_url=self.url,
                 timeout=httpx2.Timeout(READ_S, connect=CONNECT_S),

@@ -21,7 +21,12 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 import demo
-from adapters_store.errors import AdapterNotFound, EngineStartFailed
+from adapters_store.errors import (
+    AdapterNotFound,
+    EngineStartFailed,
+    InvalidAdapter,
+    NameReserved,
+)
 from adapters_store.store import AdapterStore, UploadedFile, UploadLimits
 from server import __version__
 from server.adapters import methods
@@ -158,10 +163,13 @@ async def _serve_http(
     print("finishing running requests; a second signal stops at once", file=sys.stderr)
     services.drain()
     server.should_exit = True
-    ended, _ = await asyncio.wait({serving}, timeout=settings.drain_seconds)
-    if not ended:
-        # Every request that still runs gets an error that says so, and its connection closes.
-        await engine.stop()
+    try:
+        await asyncio.wait({serving}, timeout=settings.drain_seconds)
+    finally:  # on a second signal, too
+        if not serving.done():
+            # Every request that still runs gets an error that says so, and its connection closes.
+            await engine.stop()
+            await asyncio.wait({serving}, timeout=CLOSE_S)
     await serving
 
 
@@ -214,8 +222,15 @@ def _bound_socket(settings: Settings) -> socket.socket:
 
 
 def _open_store(settings: Settings) -> AdapterStore:
+    """Raises SettingsError if the folder cannot be made or written to, StoreCorrupt."""
     limits = UploadLimits(max_upload_bytes=settings.max_upload_bytes)
-    return AdapterStore(settings.data_dir, base_name=settings.base_name, limits=limits)
+    try:
+        return AdapterStore(settings.data_dir, base_name=settings.base_name, limits=limits)
+    except OSError as error:
+        raise SettingsError(
+            f"--data-dir {settings.data_dir}: {error.filename or 'its catalog'}: {error.strerror}. "
+            "Name a folder that this user can write to."
+        ) from None
 
 
 def _read_tokenizer(folder: Path) -> TextCodec:
@@ -251,18 +266,27 @@ def _app(settings: Settings, engine: EngineClient, store: AdapterStore, text: Te
 
 
 def _publish_demo(app: FastAPI) -> None:
-    """Puts the demo's adapters into the store; a name that is taken already stays as it is."""
+    """Puts the demo's adapters into the store; a name that is taken already stays as it is.
+
+    One that the settings leave no place for (a low --max-rank, the base named as it is) is left
+    out: nobody asked for it.
+    """
     services: Services = app.state.services
-    base = services.base_model()
     for name, folder in demo.adapter_paths().items():
         try:
             services.store.get(name)
         except AdapterNotFound:
-            with ExitStack() as opened:
-                files = [
-                    UploadedFile(file.name, opened.enter_context(file.open("rb")))
-                    for file in sorted(folder.iterdir())
-                ]
-                services.store.publish(
-                    name, files, check=lambda content: services.check(content, base)
-                )
+            try:
+                _publish_folder(services, name, folder)
+            except (InvalidAdapter, NameReserved) as error:
+                logger.warning("the demo's adapter %s is left out: %s", name, error.message)
+
+
+def _publish_folder(services: Services, name: str, folder: Path) -> None:
+    base = services.base_model()
+    with ExitStack() as opened:
+        files = [
+            UploadedFile(file.name, opened.enter_context(file.open("rb")))
+            for file in sorted(folder.iterdir())
+        ]
+        services.store.publish(name, files, check=lambda content: services.check(content, base))

@@ -112,9 +112,10 @@ async def list_adapters(services: AnyTime, limit: Limit = 100, after: str | None
 
 
 async def show(name: str, services: AnyTime) -> Json:
-    """The adapter and its current version. Raises AdapterNotFound."""
-    record = await asyncio.to_thread(services.store.get, name)
-    return _object(services, record, record.current)
+    """The adapter and its current version, or the one that `name` says. Raises AdapterNotFound."""
+    version = await asyncio.to_thread(services.store.resolve, name)
+    record = await asyncio.to_thread(services.store.get, version.name)
+    return _object(services, record, version)
 
 
 async def versions(name: str, services: AnyTime) -> Json:

@@ -6,6 +6,7 @@ Not here: any particular schema.
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, TypeVar
 
@@ -27,9 +28,11 @@ MAX_DEPTH = 64
 INLINE_BYTES = 64 << 10  # parsed in about a millisecond; a longer body goes to a thread
 DISCARD_BYTES = 64 << 20  # of a refused body, read and dropped so that its sender sees the refusal
 UNSUPPORTED = "unsupported_parameter"  # pydantic error type: a known field we do not implement
+MISPLACED = "misplaced_parameter"  # another: a field that does not go with the others
 AT = "at"  # in such an error's context: the field below the error's location
 
 Schema = TypeVar("Schema", bound=BaseModel)
+_SIZE = re.compile(r"(List|String|Dictionary) should have ")
 
 
 async def read_json(request: Request, schema: type[Schema], *, max_bytes: int) -> Schema:
@@ -110,9 +113,14 @@ def field_error(details: ErrorDetails) -> AdapterdError:
         return InvalidRequest(f"unknown parameter {param[:200]!r}: remove it", param=param)
     if kind == "missing":
         return InvalidRequest(f"{param} is required", param=param)
+    if kind == MISPLACED:
+        param = path((*details["loc"], context[AT]))
+        return InvalidRequest(f"{param} {details['msg']}", param=param)
     said = details["msg"].removeprefix("Value error, ")
     if said.startswith("Input should be "):
         said = f"must be {said.removeprefix('Input should be ')}, not {_describe(details['input'])}"
+    if sized := _SIZE.match(said):
+        said = f"must have {said[sized.end() :].replace(' after validation', '')}"
     return InvalidRequest(f"{param}: {said}" if param else said, param=param or None)
 
 

@@ -127,7 +127,9 @@ async def _request(
 ) -> GenerationRequest:
     prompt = wanted.prompts[index]
     param = "prompt" if isinstance(prompt, (PlainText, TokenIds)) else "messages"
-    ids = await services.text.encode(prompt, param=param)
+    if len(wanted.prompts) > 1:
+        param += f"[{index}]"
+    ids = await services.text.encode(prompt, param=param, context=info.max_model_len)
     _check_ids(ids, info, param)
     sampling = wanted.sampling(_max_tokens(len(ids), wanted, info.max_model_len, param))
     if sampling.min_tokens > sampling.max_tokens:

@@ -70,15 +70,18 @@ async def list_models(services: AnyTime) -> Json:
 
 
 async def show_model(model: str, services: AnyTime) -> Json:
-    """One card. Raises ModelNotFound."""
+    """One card, of whatever a request may name: `name@version` too. Raises ModelNotFound."""
     if model == services.base_name:
         return _base_card(services)
     try:
-        return _adapter_card(services, await asyncio.to_thread(services.store.get, model))
+        version = await asyncio.to_thread(services.store.resolve, model)
+        record = await asyncio.to_thread(services.store.get, version.name)
     except AdapterNotFound:
         raise ModelNotFound(
             f"the model {model!r} does not exist; GET /v1/models lists what does", param="model"
         ) from None
+    root = f"{version.name}@{version.digest[:12]}"
+    return _adapter_card(services, record) | {"id": model, "root": root}
 
 
 def _every_adapter(store: AdapterStore) -> list[AdapterRecord]:

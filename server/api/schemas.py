@@ -11,7 +11,7 @@ from pydantic import BaseModel as Schema
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.api.bodies import AT, UNSUPPORTED
+from server.api.bodies import AT, MISPLACED, UNSUPPORTED
 from server.api.wanted import Conversation, Message, PlainText, Prompt, TokenIds, Wanted
 from server.engine.messages import SamplingParams
 
@@ -188,7 +188,9 @@ class GenerationBody(StrictBody):
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> "GenerationBody":
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only allowed with stream: true")
+            raise PydanticCustomError(
+                MISPLACED, "is only allowed with stream: true", {AT: "stream_options"}
+            )
         return self
 
     def _wanted(self, prompts: tuple[Prompt, ...], **rest: Any) -> Wanted:
@@ -326,7 +328,9 @@ class ChatBody(GenerationBody):
     @model_validator(mode="after")
     def _fields_agree(self) -> "ChatBody":
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs is only allowed with logprobs: true")
+            raise PydanticCustomError(
+                MISPLACED, "is only allowed with logprobs: true", {AT: "top_logprobs"}
+            )
         both = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(both) > 1:
             raise ValueError("max_tokens and max_completion_tokens differ; send one of them")

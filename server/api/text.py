@@ -14,7 +14,7 @@ from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from adapters_store.errors import InvalidRequest
+from adapters_store.errors import ContextLengthExceeded, InvalidRequest
 from server.api.detokenizer import REPLACEMENT, Detokenizer
 from server.api.wanted import Conversation, PlainText, Prompt
 
@@ -50,6 +50,7 @@ class TextCodec:
         self._anchor = tuple(tokenizer.encode("a", add_special_tokens=False)[-1:])
         self._anchor_text = self.decode(self._anchor)
         self._byte_of = _byte_alphabet()
+        self._longest = max(map(len, tokenizer.get_vocab()))  # characters of text that a token is
 
     @classmethod
     def load(cls, model: str) -> "TextCodec":
@@ -60,17 +61,19 @@ class TextCodec:
     def has_chat_template(self) -> bool:
         return self._tokenizer.chat_template is not None
 
-    async def encode(self, prompt: Prompt, *, param: str) -> tuple[int, ...]:
+    async def encode(self, prompt: Prompt, *, param: str, context: int) -> tuple[int, ...]:
         """A prompt's token ids, with the special tokens that the tokenizer or template adds.
 
-        Raises InvalidRequest, about `param`: no chat template, or one that refuses the messages.
+        Raises InvalidRequest, about `param`: no chat template, or one that refuses the messages;
+        ContextLengthExceeded, untokenised, if by its length alone it is over `context` tokens.
         """
         if isinstance(prompt, PlainText):
+            self._refuse_endless(prompt.text, param, context)
             if len(prompt.text) <= INLINE_CHARACTERS:
                 return self._encode(prompt.text)
             return await asyncio.to_thread(self._encode, prompt.text)
         if isinstance(prompt, Conversation):
-            return await asyncio.to_thread(self._encode_conversation, prompt, param)
+            return await asyncio.to_thread(self._encode_conversation, prompt, param, context)
         return prompt.ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -119,7 +122,22 @@ class TextCodec:
             # Not verbose: whether it fits is checked, and answered, later.
             return tuple(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
 
-    def _encode_conversation(self, conversation: Conversation, param: str) -> tuple[int, ...]:
+    def _refuse_endless(self, text: str, param: str, context: int) -> None:
+        """Megabytes that cannot fit would cost a gigabyte and many seconds to count in tokens.
+
+        A token's name is at least as long as its text, so only a normaliser that drops characters
+        could make more of them fit. Source: max_chars_per_token, as in vLLM.
+        """
+        if len(text) > context * self._longest:
+            raise ContextLengthExceeded(
+                f"the context is {context} tokens, which hold {context * self._longest} characters "
+                f"at most, and the prompt has {len(text)}; shorten the prompt",
+                param=param,
+            )
+
+    def _encode_conversation(
+        self, conversation: Conversation, param: str, context: int
+    ) -> tuple[int, ...]:
         if not self.has_chat_template:
             raise InvalidRequest(
                 "this base model has no chat template; use /v1/completions, or serve a base whose "
@@ -138,6 +156,7 @@ class TextCodec:
         except (TemplateError, ValueError, TypeError) as error:
             raise InvalidRequest(f"the chat template refused: {error}", param=param) from error
         assert isinstance(text, str)
+        self._refuse_endless(text, param, context)
         return self._encode(text, special=False)  # the template wrote them already
 
 

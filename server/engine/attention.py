@@ -74,14 +74,16 @@ def paged_attention(
 ) -> tuple[Tensor, None]:
     """Writes the step's keys and values, then attends each row to its own sequence.
 
-    query [1, heads, tokens, dim]; key, value [1, kv_heads, tokens, dim] →
-    [1, tokens, heads, value_dim]. `softcap` as in Gemma 2, `s_aux` [heads] are GPT-OSS's sinks.
+    query [1, heads, rows, dim]; key, value [1, kv_heads, rows, dim] →
+    [1, rows, heads, value_dim], zero in rows of padding. `softcap` as in Gemma 2,
+    `s_aux` [heads] are GPT-OSS's sinks.
     Raises EngineStartFailed on an argument that this function does not know.
     """
     refuse_unknown(others)
     layer: int = module.layer_idx  # type: ignore[assignment]
     plan, cache = paged.plan, paged.cache
-    new_keys, new_values = key[0].transpose(0, 1), value[0].transpose(0, 1)
+    new_keys = key[0, :, : plan.tokens].transpose(0, 1)
+    new_values = value[0, :, : plan.tokens].transpose(0, 1)
     if paged.kernels is None:
         cache.write(layer, plan.write_places, new_keys, new_values)
     else:
@@ -89,6 +91,7 @@ def paged_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     rows = query[0].transpose(0, 1)  # [tokens, heads, dim]
     out = rows.new_empty(*rows.shape[:2], value.shape[-1])
+    out[plan.tokens :] = 0
     groups = []
     if plan.decodes and paged.kernels is not None and paged.seen is not None:
         decode_attention(

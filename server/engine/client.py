@@ -154,8 +154,8 @@ class EngineClient:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
+        self._end_all("the server is stopping")  # not after the wait: they are over either way
         await self._reap()
-        self._end_all("the server is stopping")
 
     async def _spawn(self) -> asyncio.StreamReader:
         ours, theirs = socket.socketpair()

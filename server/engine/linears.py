@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from adapters_store.content import LinearShape
+from server.engine.row_buckets import rows_for
 
 PACKED_ROWS = 16
 """The batch that oneDNN lays packed weights out for: decodes, where reading them is the cost."""
@@ -80,7 +81,11 @@ def pack_head(head: nn.Linear) -> None:
     matmul, width = _matmul((head,), keep=True), head.out_features
 
     def forward(input: Tensor) -> Tensor:
-        return matmul(input.reshape(-1, input.shape[-1])).view(*input.shape[:-1], width)
+        x = input.reshape(-1, input.shape[-1])
+        padding = rows_for(x.shape[0]) - x.shape[0]
+        if padding:
+            x = nn.functional.pad(x, (0, 0, 0, padding))
+        return matmul(x)[: x.shape[0] - padding].view(*input.shape[:-1], width)
 
     head.forward = forward
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from server.engine.row_buckets import rows_for
 from server.engine.sequence import Sequence
 from server.kernels.segments import NO_ADAPTER, SegmentPlan, plan_segments
 
@@ -32,8 +33,8 @@ class StepPlan:
     """A flat batch: decodes first, then longer chunks, each group in slot order."""
 
     chunks: tuple[Chunk, ...]  # in row order
-    token_ids: Tensor  # [tokens] int64
-    positions: Tensor  # [tokens] int64
+    token_ids: Tensor  # [rows] int64; rows after the tokens are padding, and nobody reads them
+    positions: Tensor  # [rows] int64
     query_starts: Tensor  # [chunks + 1] int32
     block_tables: Tensor  # [chunks, blocks] int64, padded with NULL_BLOCK
     write_places: Tensor  # [tokens] int64, block · block_size + offset
@@ -43,7 +44,8 @@ class StepPlan:
 
     @property
     def tokens(self) -> int:
-        return self.token_ids.shape[0]
+        """Rows that are not padding."""
+        return self.write_places.shape[0]
 
     @property
     def sampled(self) -> tuple[Chunk, ...]:
@@ -75,14 +77,16 @@ def build_plan(
             sample_rows.append(len(token_ids) - 1)
         used = -(-end // block_size)
         tables[row, :used] = torch.tensor(table[:used])
+    padding = rows_for(len(token_ids)) - len(token_ids)
+    runs = [(chunk.count, chunk.slot) for chunk in ordered]
     return StepPlan(
         chunks=tuple(ordered),
-        token_ids=torch.tensor(token_ids, device=device),
-        positions=torch.tensor(positions, device=device),
+        token_ids=torch.tensor(token_ids + [0] * padding, device=device),
+        positions=torch.tensor(positions + [0] * padding, device=device),
         query_starts=torch.tensor(starts, dtype=torch.int32, device=device),
         block_tables=tables.to(device),
         write_places=torch.tensor(places, device=device),
         sample_rows=torch.tensor(sample_rows, dtype=torch.int64, device=device),
         decodes=sum(1 for chunk in ordered if chunk.count == 1),
-        segments=plan_segments([(c.count, c.slot) for c in ordered], ranks, device),
+        segments=plan_segments(runs + [(padding, NO_ADAPTER)] if padding else runs, ranks, device),
     )

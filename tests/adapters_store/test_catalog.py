@@ -6,6 +6,7 @@ import pytest
 
 from adapters_store.catalog import Catalog
 from adapters_store.content import AdapterFacts
+from adapters_store.errors import StoreCorrupt
 
 FACTS = AdapterFacts("lora", 8, ("k_proj", "q_proj"), 1234, {"matched": 4, "norms": [0.5]})
 
@@ -48,6 +49,15 @@ def test_records_come_back_as_they_went_in(catalog, url):
     assert before <= record.created_at <= second.created_at <= time.time()
     again.close()
     catalog.check()
+
+
+def test_a_file_that_is_no_database(url, tmp_path):
+    path = tmp_path / "catalog.sqlite3"
+    path.write_bytes(b"no database" * 100)
+    with pytest.raises(StoreCorrupt, match="not a database") as refused:
+        Catalog(url, base="demo")
+    assert str(path) in refused.value.message
+    assert path.read_bytes() == b"no database" * 100
 
 
 def test_what_is_not_there(catalog):

@@ -42,6 +42,21 @@ def refused(tmp_path: Path, files: list[UploadedFile], limits: UploadLimits = LI
 
 
 @pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("adapter.tar", tarred(FOLDER)),
+        ("adapter.7z", b"7z\xbc\xaf\x27\x1c"),
+        ("Adapter.ZIP", b"<html>not found</html>"),
+        ("adapter.tar.gz", b""),
+    ],
+)
+def test_an_archive_of_another_kind_is_said_to_be_one(tmp_path: Path, name: str, data: bytes):
+    message = refused(tmp_path, archive(data, name))
+    assert repr(name) in message
+    assert "no .zip or .tar.gz" in message
+
+
+@pytest.mark.parametrize(
     "files",
     [
         uploads(FOLDER),

@@ -89,6 +89,8 @@ def test_a_refused_adapter_is_one_line_and_is_not_kept(
         (("--model", "/no/such/folder"), 1, "no such folder"),
         (("--dtype", "int3"), 2, "--dtype int3"),
         (("--config", "/no/such/file"), 2, "No such file"),
+        (("--model", ""), 2, "--model"),
+        (("--data-dir", __file__), 2, f"--data-dir {__file__}"),
     ],
 )
 def test_a_server_that_cannot_start_says_why_in_one_line(
@@ -114,6 +116,15 @@ def test_it_starts_in_a_folder_that_has_packages_of_our_names(base: Path, tmp_pa
         (tmp_path / name / "__init__.py").touch()
     with serving(tmp_path, "--model", str(base), cwd=tmp_path) as started:
         assert httpx2.get(started.url + "/health/ready", trust_env=False).status_code == 200
+
+
+def test_the_demo_starts_with_settings_that_some_of_its_adapters_do_not_fit(tmp_path: Path) -> None:
+    with serving(tmp_path, "--max-rank", "8", "--served-model-name", "clock") as server:
+        text = server.text()
+        assert "the demo's adapter dates is left out: " in text
+        assert "the demo's adapter clock is left out: 'clock' is the base model's name" in text
+        listed = httpx2.get(server.url + "/v1/adapters", trust_env=False).json()["data"]
+        assert all(adapter["rank"] <= 8 for adapter in listed)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,6 +96,27 @@ def test_a_second_signal_ends_at_once(own_server: ServerProcess) -> None:
     assert own_server.wait(timeout_s=10) == 128 + signal.SIGTERM
     assert gone([engine], within_s=1)
     assert not stream.finished()
+
+
+def test_a_second_signal_still_answers_what_it_ends(own_server: ServerProcess) -> None:
+    body = {"model": "base", "prompt": "Once", "max_tokens": ENDLESS, "ignore_eos": True}
+    stream = Stream(own_server.url, tokens=ENDLESS).start()
+    with ThreadPoolExecutor() as pool:
+        url = own_server.url + "/v1/completions"
+        asked = [
+            pool.submit(httpx2.post, url, json=body, timeout=60, trust_env=False) for _ in range(2)
+        ]
+        stream.wait_for_chunks(3)
+        own_server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        own_server.process.send_signal(signal.SIGTERM)
+        for reply in [one.result() for one in asked]:
+            assert reply.status_code == 503
+            assert reply.json()["error"]["code"] == "engine_unavailable"
+            assert "x-request-id" in reply.headers
+    assert stream.refused_with() == "engine_unavailable"
+    assert own_server.wait(timeout_s=10) == 128 + signal.SIGTERM
+    assert "Traceback" not in own_server.text()
 
 
 def test_draining_has_an_end(base: Path, tmp_path: Path) -> None:

@@ -110,6 +110,15 @@ def test_not_a_url(run: Run) -> None:
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("url", ["localhost:8000", "127.0.0.1:8000", "/v1", "ftp://host"])
+def test_a_url_that_is_no_servers(run: Run, url: str) -> None:
+    done = run("adapters", "list", "--server", url)
+    assert done.status == 1
+    assert f"--server {url}: " in done.err
+    assert "http://host:8000" in done.err
+    assert done.err.count("\n") == 1
+
+
 def test_push_sends_what_peft_needs_and_no_more(
     server: FakeServer, run: Run, peft_folder: Path
 ) -> None:
@@ -126,8 +135,21 @@ def test_push_sends_what_peft_needs_and_no_more(
 
 def test_push_again_says_so(server: FakeServer, run: Run, peft_folder: Path) -> None:
     server.answers["POST /v1/adapters"] = Answer(ADAPTER, 200)
+    server.answers["GET /v1/adapters/dates"] = Answer(ADAPTER)
     done = run("adapters", "push", str(peft_folder), "--name", "dates")
     assert "already there, unchanged" in done.out
+    assert "--adapter dates " in done.out
+
+
+def test_push_of_an_older_version_says_which_one_the_name_means(
+    server: FakeServer, run: Run, peft_folder: Path
+) -> None:
+    server.answers["POST /v1/adapters"] = Answer(ADAPTER, 200)
+    server.answers["GET /v1/adapters/dates"] = Answer(ADAPTER | {"version": 5})
+    done = run("adapters", "push", str(peft_folder), "--name", "dates")
+    assert "already there, unchanged: version 2" in done.out
+    assert "dates still means version 5" in done.out
+    assert "--adapter dates@2 " in done.out
 
 
 def test_push_an_archive(server: FakeServer, run: Run, tmp_path: Path) -> None:

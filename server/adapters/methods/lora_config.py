@@ -81,9 +81,16 @@ def read_lora(content: AdapterContent, base: BaseModel, *, max_rank: int) -> lis
     config = content.config
     _check_keys(config)
     pairs = _pair_tensors(content.tensors, base)
+    _check_targets(config.get("target_modules"), pairs)
     for key in ("rank_pattern", "alpha_pattern"):
         _check_pattern(key, config.get(key) or {}, pairs)
     modules = [_module(name, pairs[name], config, base, max_rank) for name in sorted(pairs)]
+    if not any(module.scale for module in modules):
+        raise InvalidAdapter(
+            "adapter_config.json: lora_alpha is 0, so this adapter changes nothing; "
+            "set the alpha that it was trained with",
+            param="lora_alpha",
+        )
     if not any(bool(module.b.count_nonzero()) for module in modules):
         raise InvalidAdapter(
             "every lora_B is zero, so this adapter changes nothing: it was saved before training"
@@ -176,6 +183,19 @@ def _pair_tensors(
 
 def _example(base: BaseModel) -> str:
     return next(iter(base.modules), "none")
+
+
+def _check_targets(targets: Any, pairs: Mapping[str, Mapping[str, tuple[str, Tensor]]]) -> None:
+    """A list of targets must name every adapted module: PEFT leaves the others' tensors out."""
+    if not isinstance(targets, list):
+        return
+    for module, parts in pairs.items():
+        if not any(module == target or module.endswith(f".{target}") for target in targets):
+            raise InvalidAdapter(
+                f"tensor {parts['lora_A'][0]!r} is of a module that target_modules does not name, "
+                "so PEFT would leave it out; name it there, or save the adapter without it",
+                param="target_modules",
+            )
 
 
 def _check_pattern(key: str, pattern: Any, pairs: Mapping[str, Any]) -> None:

@@ -95,6 +95,9 @@ async def test_show_list_versions(house: House):
     versions = (await house.client.get("/v1/adapters/b/versions")).json()
     assert [one["version"] for one in versions["data"]] == [1, 2]
     assert (await house.client.get("/v1/adapters/b")).json()["version"] == 2
+    for first in ("b@1", f"b@{digest[:12]}"):
+        shown = (await house.client.get(f"/v1/adapters/{first}")).json()
+        assert shown | {"id": "b", "version": 1, "versions": 2, "digest": digest} == shown
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=1001", "limit=true"])
@@ -218,6 +221,7 @@ async def test_the_bases_name_is_reserved(tmp_path):
     async with make_house(tmp_path, base="base-model") as house:
         reply = await push(house, "base-model")
         assert (reply.status_code, reply.json()["error"]["code"]) == (409, "name_reserved")
+        assert reply.json()["error"]["param"] == "name"
 
 
 async def test_an_upload_waits_for_the_engine(house: House):

@@ -130,19 +130,19 @@ async def test_a_bad_part_is_named_by_its_path(
 
 
 TOGETHER = [
-    ("completions", {"stream_options": {"include_usage": True}}, "stream: true"),
-    ("chat/completions", {"top_logprobs": 2}, "logprobs: true"),
-    ("chat/completions", {"max_tokens": 2, "max_completion_tokens": 3}, "differ"),
+    ("completions", {"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
+    ("chat/completions", {"top_logprobs": 2}, "top_logprobs", "logprobs: true"),
+    ("chat/completions", {"max_tokens": 2, "max_completion_tokens": 3}, None, "differ"),
 ]
 
 
-@pytest.mark.parametrize(("path", "change", "said"), TOGETHER)
-async def test_fields_that_do_not_go_together(house: House, path: str, change: dict, said: str):
+@pytest.mark.parametrize(("path", "change", "param", "said"), TOGETHER)
+async def test_fields_that_do_not_go_together(
+    house: House, path: str, change: dict, param: str | None, said: str
+):
     body = (COMPLETION if path == "completions" else CHAT) | change
-    message = expect(
-        await house.client.post(f"/v1/{path}", json=body), 400, "invalid_request", None
-    )
-    assert said in message
+    reply = await house.client.post(f"/v1/{path}", json=body)
+    assert said in expect(reply, 400, "invalid_request", param)
 
 
 UNSUPPORTED = [
@@ -172,6 +172,25 @@ UNSUPPORTED = [
      {"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"id": "x"}]}]},
      "messages[0].tool_calls"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "param", "says"),
+    [
+        ("completions", {"prompt": []}, "prompt", "prompt: must have at least 1 item, not 0"),
+        ("completions", {"stop": ""}, "stop", "stop: must have at least 1 character"),
+        ("completions", {"prompt": ["a", "b", ""]}, "prompt[2]", "prompt[2]: no tokens"),
+        ("completions", {"prompt": [[5], [5] * 200]}, "prompt[1]", "the prompt has 200"),
+    ],
+)
+async def test_an_error_names_its_field_in_plain_words(
+    house: House, path: str, change: dict[str, Any], param: str, says: str
+):
+    body = (COMPLETION if path == "completions" else CHAT) | change
+    reply = await house.client.post(f"/v1/{path}", json=body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, param)
+    assert says in error["message"]
 
 
 @pytest.mark.parametrize(("path", "change", "param"), UNSUPPORTED, ids=lambda v: str(v)[:40])

@@ -318,6 +318,9 @@ async def test_models(house: House, adapter: Callable[[str], str]):
     assert set(base) == set(card)
     for one in (base, card):
         assert (await house.client.get(f"/v1/models/{one['id']}")).json() == one
+    for version in ("sql@1", card["root"]):  # whatever a request may name
+        shown = (await house.client.get(f"/v1/models/{version}")).json()
+        assert shown == card | {"id": version}
 
 
 # --- lengths -----------------------------------------------------------------------------------
@@ -345,9 +348,32 @@ async def test_just_fits(house: House):
     assert [request.sampling.max_tokens for request in house.engine.requests] == [28, 1]
 
 
-async def test_a_long_text_is_tokenised_too(house: House):
-    reply = await house.client.post("/v1/completions", json={"model": BASE, "prompt": "é" * 5000})
-    assert "10000" in reply.json()["error"]["message"]
+async def test_a_long_text_is_tokenised_too(house: House, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("server.api.text.INLINE_CHARACTERS", 100)
+    reply = await house.client.post("/v1/completions", json={"model": BASE, "prompt": "é" * 500})
+    assert "1000" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+async def test_what_cannot_fit_is_not_tokenised(
+    house: House, monkeypatch: pytest.MonkeyPatch, path: str
+):
+    longest = len("<assistant>")  # of the vocabulary's entries
+    fits, endless = "a" * (CONTEXT * longest - 100), "a" * (CONTEXT * longest + 1)
+
+    async def ask(text: str) -> dict[str, Any]:
+        prompt = {"prompt": text}
+        if path != "completions":
+            prompt = {"messages": [{"role": "user", "content": text}]}
+        reply = await house.client.post(f"/v1/{path}", json={"model": BASE, **prompt})
+        assert reply.json()["error"]["code"] == "context_length_exceeded"
+        return reply.json()["error"]
+
+    assert "characters" not in (await ask(fits))["message"]  # tokenised, then counted
+    monkeypatch.setattr(house.text, "_encode", None)
+    error = await ask(endless)
+    assert error["param"] == ("prompt" if path == "completions" else "messages")
+    assert f"{CONTEXT * longest} characters" in error["message"]
 
 
 # --- chat templates ----------------------------------------------------------------------------

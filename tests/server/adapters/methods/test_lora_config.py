@@ -91,6 +91,8 @@ def test_options_not_served_are_refused_by_name(key: str) -> None:
         ({"r": "4"}, "r must be a positive integer"),
         ({"r": True}, "r must be a positive integer"),
         ({"r": 0}, "r must be a positive integer"),
+        ({"lora_alpha": 0}, "lora_alpha is 0, so this adapter changes nothing"),
+        ({"target_modules": ["q_proj"]}, r"v_proj.*target_modules does not name"),
         ({"lora_alpha": None}, "lora_alpha must be a finite number"),
         ({"lora_alpha": float("inf")}, "lora_alpha must be a finite number"),
         ({"alpha_pattern": {".*_proj": 4}}, "is a pattern"),
