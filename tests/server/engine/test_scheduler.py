@@ -20,7 +20,7 @@ from server.engine.prefix_cache import PrefixCache
 from server.engine.sampler import Sampled, SampledToken
 from server.engine.scheduler import MAX_OVERTAKES, Scheduler, SchedulerLimits
 from server.engine.sequence import Phase, Sequence
-from server.kernels.segments import NO_ADAPTER
+from server.kernels.segments import NO_ADAPTER, Segment
 
 EOS = 2
 BLOCK_SIZE = 4
@@ -194,8 +194,10 @@ def test_plan_rows_lie_decodes_first_then_by_slot() -> None:
     assert plan.decodes == 3
     assert plan.query_starts.tolist() == [0, 1, 2, 3, 9]
     assert plan.sample_rows.tolist() == [0, 1, 2, 8]
-    assert plan.positions.tolist() == [1, 1, 1, 0, 1, 2, 3, 4, 5]
-    assert plan.segments.starts.tolist()[-1] == plan.tokens == 9
+    assert plan.tokens == 9
+    assert plan.positions[:9].tolist() == [1, 1, 1, 0, 1, 2, 3, 4, 5]
+    assert len(plan.token_ids) == len(plan.positions) == plan.segments.tokens == 16
+    assert plan.segments.items[-1] == Segment(9, 16, NO_ADAPTER, 0)
 
 
 def test_places_follow_the_block_table() -> None:
