@@ -1,4 +1,4 @@
-"""`python -m benchmarks.mixed`: a batch of many adapters beside the base, and beside peft.
+"""`python -m benchmarks mixed`: a batch of many adapters beside the base, and beside peft.
 
 Workload W1, each contestant in a process of its own, one at a time, interleaved, so that a slow
 minute of the machine falls on all of them. Before any speed counts, this project's tokens for the
@@ -20,7 +20,9 @@ from rich.table import Table
 from benchmarks import w1
 from benchmarks.contestants.job import Job, Measurement, in_own_process
 from benchmarks.machine import Machine, describe
+from benchmarks.markdown import table
 from benchmarks.spread import Spread, ratios, spread
+from benchmarks.workload import ADAPTERS, RANK, Scenario
 
 HERE = Path(__file__).parent
 CHECK_TOKENS = 6  # per sequence, in float32; peft's mixed prefill is what takes the time
@@ -77,7 +79,7 @@ def main(
     machine = describe()
     job = Job("adapterd", "base", str(work), dtype, prompt_tokens, new_tokens, threads)
     with console.status("making the model and its adapters, once"):
-        w1.prepare(work)
+        w1.prepare(work, [Scenario("mixed")])
     with console.status("comparing tokens with peft's in float32"):
         checked = check_tokens(job) if check else 0
     measured: dict[str, list[Measurement]] = {name: [] for name in RUNS}
@@ -128,7 +130,7 @@ def _result(
     shape = asdict(job)
     for private in ("work", "who", "traffic"):
         del shape[private]
-    shape |= {"sequences": w1.ADAPTERS, "adapters": w1.ADAPTERS, "rank": w1.RANK}
+    shape |= {"sequences": ADAPTERS, "adapters": ADAPTERS, "rank": RANK}
     return Result(
         machine=machine,
         job=shape,
@@ -195,17 +197,13 @@ def _markdown(result: Result) -> str:
         "run in a process of its own after a warm-up; ratios are of runs of the same repeat. "
         f"{_checked(result)}",
         "",
-        *_table(("run", "tok/s", "prefill, s", "decode, ms/step"), figure_rows(result)),
+        *table(("run", "tok/s", "prefill, s", "decode, ms/step"), figure_rows(result)),
         "",
-        *_table(("ratio of tok/s", "median (least-most)", "asked for"), ratio_rows(result)),
+        *table(("ratio of tok/s", "median (least-most)", "asked for"), ratio_rows(result)),
         "",
-        f"Machine: {machine.cpu}, {machine.cores} cores ({', '.join(machine.flags)}), "
-        f"{machine.memory_gib} GiB, {machine.system}; {job['threads']} threads; Python "
-        f"{machine.python}, "
-        + ", ".join(f"{name} {number}" for name, number in machine.packages.items())
-        + f"; load average before the run {machine.load}.",
+        f"Machine: {machine.text()}; {job['threads']} threads.",
         "",
-        "Made by `python -m benchmarks.mixed`.",
+        "Made by `python -m benchmarks mixed`.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -217,10 +215,6 @@ def _checked(result: Result) -> str:
         f"Before that, {result.tokens_checked} tokens of the mixed batch were compared in float32 "
         "and all equalled peft's."
     )
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows)]
 
 
 if __name__ == "__main__":
