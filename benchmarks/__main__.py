@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import floor, mixed, peers, w1
+from benchmarks import floor, mixed, peers
 from benchmarks.floor import Shape, decode_cost, prefill_cost
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ def show_floor(
     new_tokens: Annotated[int, typer.Option(min=2, help="Generated per request.")] = 64,
 ) -> None:
     """Measures the machine's floor, and says what each scenario costs at least on it."""
+    from benchmarks import w1  # brings torch, which --help does not wait for
+
     w1.prepare(work, [])
     shape, found = Shape.of(work / "base"), floor.in_own_process(threads)
     print(f"reads {found.read_gb_per_s:.1f} GB/s, bf16 matmul {found.bf16_gflop_per_s:.0f} GFLOP/s")

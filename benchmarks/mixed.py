@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import w1
 from benchmarks.contestants.job import Job, Measurement, in_own_process
 from benchmarks.machine import Machine, describe
 from benchmarks.markdown import table
@@ -75,6 +74,8 @@ def main(
     / "results",
 ) -> None:
     """Measures W1: the base and sixteen adapters mixed, this project's engine and peft's."""
+    from benchmarks import w1  # brings torch, which --help does not wait for
+
     console = Console()
     machine = describe()
     job = Job("adapterd", "base", str(work), dtype, prompt_tokens, new_tokens, threads)

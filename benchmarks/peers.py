@@ -14,7 +14,7 @@ from typing import Annotated, get_args
 import typer
 from rich.console import Console
 
-from benchmarks import floor, report, venvs, w1
+from benchmarks import floor, report, venvs
 from benchmarks.contestants.job import (
     ROOT,
     ContestantFailed,
@@ -115,6 +115,8 @@ def main(
     / "results",
 ) -> None:
     """Measures W1 and its variants beside the peers that can be installed. Takes hours."""
+    from benchmarks import w1  # brings torch, which --help does not wait for
+
     console, work = Console(), work.resolve()
     chosen = {name: SCENARIOS[name] for name in _known(scenario, SCENARIOS, "scenario")}
     wanted = _known(contestant, get_args(Who), "contestant")
