@@ -132,6 +132,11 @@ def markdown(results: Results) -> str:
         "measured runs' first tokens, where rounding to bfloat16 decides near-ties, is the last "
         "column.",
         "",
+        "llama.cpp applies one adapter to all of a batch, so requests of the same adapter are "
+        "batched and these groups run one after another: its prefill is the sum of theirs, and a "
+        "step one token of every request. OpenVINO's prefill is the longest time to a first token "
+        "that it reports itself. vLLM is compiled, but for the comparison in float32.",
+        "",
         *_who(results),
         "",
         "![tokens per second](peers.svg)",
