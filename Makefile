@@ -18,7 +18,7 @@ help:
 	@echo "make test    install if needed, run every test"
 	@echo "make lint    ruff: rules and formatting      make format  apply them"
 	@echo "make types   pyright"
-	@echo "make bench   side-by-side benchmarks (benchmarks/)"
+	@echo "make bench   side-by-side benchmarks (hours)   ARGS=--help lists its parts"
 	@echo "make demo    make the embedded base and adapters from scratch (hours)"
 	@echo "make clean   remove $(VENV) and caches"
 
@@ -57,7 +57,7 @@ types: dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: dev
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks $(or $(ARGS),all)
 
 demo: dev
 	$(BIN)/python -m demo.make $(ARGS)

@@ -1,6 +1,53 @@
 """`python -m benchmarks`: what `make bench` runs."""
 
-from benchmarks.mixed import app
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import floor, mixed, peers
+from benchmarks.floor import Shape, decode_cost, prefill_cost
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
+app.command("mixed")(mixed.main)
+app.command("peers")(peers.main)
+
+
+@app.command("floor")
+def show_floor(
+    work: Annotated[Path, typer.Option(help="Where the model is kept.")] = mixed.HERE / ".work",
+    threads: Annotated[int, typer.Option(min=1, help="torch's.")] = 2,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Generated per request.")] = 64,
+) -> None:
+    """Measures the machine's floor, and says what each scenario costs at least on it."""
+    from benchmarks import w1  # brings torch, which --help does not wait for
+
+    w1.prepare(work, [])
+    shape, found = Shape.of(work / "base"), floor.in_own_process(threads)
+    print(f"reads {found.read_gb_per_s:.1f} GB/s, bf16 matmul {found.bf16_gflop_per_s:.0f} GFLOP/s")
+    table = Table("scenario", "MB/step", "GFLOP/step", "least ms/step", "least prefill, s")
+    for name, scenario in peers.SCENARIOS.items():
+        step = decode_cost(shape, scenario, scenario.prompt_tokens + new_tokens // 2)
+        table.add_row(
+            name,
+            f"{step.bytes / 1e6:.0f}",
+            f"{step.flops / 1e9:.2f}",
+            f"{1e3 * step.seconds(found):.1f}",
+            f"{prefill_cost(shape, scenario).seconds(found):.2f}",
+        )
+    Console().print(table)
+
+
+@app.command("all")
+def everything() -> None:
+    """`mixed`, then `peers`, with their defaults."""
+    mixed.app(args=[], standalone_mode=False)
+    peers.app(args=[], standalone_mode=False)
+
 
 if __name__ == "__main__":
     app()

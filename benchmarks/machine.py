@@ -23,6 +23,14 @@ class Machine:
     packages: dict[str, str]
     load: float
 
+    def text(self) -> str:
+        packages = ", ".join(f"{name} {number}" for name, number in self.packages.items())
+        return (
+            f"{self.cpu}, {self.cores} cores ({', '.join(self.flags)}), {self.memory_gib} GiB, "
+            f"{self.system}; Python {self.python}, {packages}; load average before the run "
+            f"{self.load}"
+        )
+
 
 def describe() -> Machine:
     """This machine, from /proc; "unknown" where that is not there."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.mixed`: a batch of many adapters beside the base, and beside peft.
+"""`python -m benchmarks mixed`: a batch of many adapters beside the base, and beside peft.
 
 Workload W1, each contestant in a process of its own, one at a time, interleaved, so that a slow
 minute of the machine falls on all of them. Before any speed counts, this project's tokens for the
@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import w1
 from benchmarks.contestants.job import Job, Measurement, in_own_process
 from benchmarks.machine import Machine, describe
-from benchmarks.report import machine_line, markdown_table
+from benchmarks.markdown import table
 from benchmarks.spread import Spread, ratios, spread
+from benchmarks.workload import ADAPTERS, RANK, Scenario
 
 HERE = Path(__file__).parent
 CHECK_TOKENS = 6  # per sequence, in float32; peft's mixed prefill is what takes the time
@@ -74,11 +74,13 @@ def main(
     / "results",
 ) -> None:
     """Measures W1: the base and sixteen adapters mixed, this project's engine and peft's."""
+    from benchmarks import w1  # brings torch, which --help does not wait for
+
     console = Console()
     machine = describe()
     job = Job("adapterd", "base", str(work), dtype, prompt_tokens, new_tokens, threads)
     with console.status("making the model and its adapters, once"):
-        w1.prepare(work)
+        w1.prepare(work, [Scenario("mixed")])
     with console.status("comparing tokens with peft's in float32"):
         checked = check_tokens(job) if check else 0
     measured: dict[str, list[Measurement]] = {name: [] for name in RUNS}
@@ -129,7 +131,7 @@ def _result(
     shape = asdict(job)
     for private in ("work", "who", "traffic"):
         del shape[private]
-    shape |= {"sequences": w1.ADAPTERS, "adapters": w1.ADAPTERS, "rank": w1.RANK}
+    shape |= {"sequences": ADAPTERS, "adapters": ADAPTERS, "rank": RANK}
     return Result(
         machine=machine,
         job=shape,
@@ -196,13 +198,13 @@ def _markdown(result: Result) -> str:
         "run in a process of its own after a warm-up; ratios are of runs of the same repeat. "
         f"{_checked(result)}",
         "",
-        *markdown_table(("run", "tok/s", "prefill, s", "decode, ms/step"), figure_rows(result)),
+        *table(("run", "tok/s", "prefill, s", "decode, ms/step"), figure_rows(result)),
         "",
-        *markdown_table(("ratio of tok/s", "median (least-most)", "asked for"), ratio_rows(result)),
+        *table(("ratio of tok/s", "median (least-most)", "asked for"), ratio_rows(result)),
         "",
-        machine_line(result.machine, job["threads"]),
+        f"Machine: {machine.text()}; {job['threads']} threads.",
         "",
-        "Made by `python -m benchmarks.mixed`.",
+        "Made by `python -m benchmarks mixed`.",
     ]
     return "\n".join(lines) + "\n"
 

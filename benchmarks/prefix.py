@@ -22,13 +22,15 @@ from rich.table import Table
 from benchmarks import w1
 from benchmarks.folder_source import FolderSource
 from benchmarks.machine import Machine, describe
-from benchmarks.report import machine_line, markdown_table
+from benchmarks.markdown import table
 from benchmarks.spread import Spread, ratios, spread
+from benchmarks.workload import RANK, Scenario, Workload, read
 from server.engine.engine import Engine
 from server.engine.messages import EngineConfig, GenerationRequest, SamplingParams, TokenEvent
 
 HERE = Path(__file__).parent
 CHECK_TOKENS = 6
+ONE = Scenario("single", sequences=1, adapters=1)
 ASKED = 8.0  # least ratio of cold to warm that the issue asks for
 VERSIONS = ("base", "adapter")
 FIGURES_HEAD = ("run", "time to first token, s")
@@ -136,7 +138,8 @@ def main(
     machine = describe()
     job = Job(dtype, system_tokens, question_tokens, threads)
     with console.status("making the model and its adapters, once"):
-        workload = w1.prepare(work)
+        w1.prepare(work, [ONE])
+    workload = read(work, ONE)
     with console.status("comparing tokens in float32"):
         checked = check_tokens(workload, job) if check else 0
     with console.status("measuring"), asker(workload, job, job.dtype) as asking:
@@ -151,9 +154,9 @@ def main(
 
 
 @contextmanager
-def asker(workload: w1.Workload, job: Job, dtype: Dtype) -> Iterator[Asker]:
+def asker(workload: Workload, job: Job, dtype: Dtype) -> Iterator[Asker]:
     """An engine of its own, closed at the end."""
-    source = FolderSource({"adapter": workload.adapters[0]})
+    source = FolderSource({"adapter": next(iter(workload.adapters.values()))})
     config = EngineConfig(
         model=str(workload.base),
         blobs="",
@@ -170,7 +173,7 @@ def asker(workload: w1.Workload, job: Job, dtype: Dtype) -> Iterator[Asker]:
         engine.close()
 
 
-def check_tokens(workload: w1.Workload, job: Job) -> int:
+def check_tokens(workload: Workload, job: Job) -> int:
     """Compares warm's tokens with cold's, in float32; returns how many were compared.
 
     Raises WrongTokens if any differs, or if the adapter leaves the base's answer as it was.
@@ -230,18 +233,18 @@ def _markdown(result: Result) -> str:
     lines = [
         "# A shared system prompt, cold and warm",
         "",
-        f"A random Llama of SmolLM2-135M's shape, {job.dtype}, and one rank-{w1.RANK} adapter on "
+        f"A random Llama of SmolLM2-135M's shape, {job.dtype}, and one rank-{RANK} adapter on "
         f"every linear. A prompt is {job.system_tokens} tokens of system prompt and "
         f"{job.question_tokens} of a question; warm, the system prompt has been asked behind "
         "before, with another question. Seconds from submission to the first token, in-process, "
         f"one request at a time; medians of {repeats} repeats (least-most), each with a system "
         f"prompt of its own; ratios are of the same prompt and repeat. {checked}",
         "",
-        *markdown_table(FIGURES_HEAD, figure_rows(result)),
+        *table(FIGURES_HEAD, figure_rows(result)),
         "",
-        *markdown_table(RATIOS_HEAD, ratio_rows(result)),
+        *table(RATIOS_HEAD, ratio_rows(result)),
         "",
-        machine_line(result.machine, job.threads),
+        f"Machine: {result.machine.text()}; {job.threads} threads.",
         "",
         "Made by `python -m benchmarks.prefix`.",
     ]

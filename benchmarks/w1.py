@@ -1,4 +1,4 @@
-"""Workload W1: a random Llama of SmolLM2-135M's shape and sixteen rank-16 adapters for it.
+"""Makes workload W1's files: a random Llama of SmolLM2-135M's shape and adapters for it.
 
 Everything is drawn from seeds and saved once, as ordinary Hugging Face and PEFT folders, so that
 every contestant loads the same files. Weights are spread so that each adapter changes the tokens:
@@ -6,25 +6,16 @@ otherwise a contestant that answers with the wrong adapter would pass as correct
 """
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.workload import Scenario, adapter_names, number_and_rank
+
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-ADAPTERS = 16
-RANK = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """The files, and the one prompt of each sequence."""
-
-    base: Path
-    adapters: tuple[Path, ...]  # one for each sequence when mixed
-    prompts: tuple[tuple[int, ...], ...]
 
 
 def config() -> LlamaConfig:
@@ -45,23 +36,21 @@ def config() -> LlamaConfig:
     )
 
 
-def prepare(work: Path, *, prompt_tokens: int = 128) -> Workload:
-    """The workload's files in `work`, made first if they are not there."""
+def prepare(work: Path, scenarios: Sequence[Scenario]) -> None:
+    """The scenarios' files in `work`; what is there already stays."""
     base = work / "base"
-    adapters = tuple(work / "adapters" / f"a{number:02}" for number in range(ADAPTERS))
-    for folder in [folder for folder in (base, *adapters) if not _complete(folder)]:
+    names = {name for scenario in scenarios for name in adapter_names(scenario) if name is not None}
+    adapters = {name: work / "adapters" / name for name in sorted(names)}
+    for folder in [folder for folder in (base, *adapters.values()) if not _complete(folder)]:
         shutil.rmtree(folder, ignore_errors=True)
     if not base.exists():
         _make_base(base)
-    missing = [number for number, folder in enumerate(adapters) if not folder.exists()]
+    missing = [name for name, folder in adapters.items() if not folder.exists()]
     if missing:
         model = LlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-        for number in missing:
-            _make_adapter(model, adapters[number], seed=number)
-    generator = torch.Generator().manual_seed(0)
-    vocab = LlamaConfig.from_pretrained(base).vocab_size
-    rows = torch.randint(2, vocab, (ADAPTERS, prompt_tokens), generator=generator)
-    return Workload(base, adapters, tuple(tuple(row) for row in rows.tolist()))
+        for name in missing:
+            number, rank = number_and_rank(name)
+            _make_adapter(model, adapters[name], seed=number, rank=rank)
 
 
 def _complete(folder: Path) -> bool:
@@ -88,11 +77,11 @@ def _make_base(folder: Path) -> None:
 
 
 @torch.no_grad()
-def _make_adapter(model: LlamaForCausalLM, folder: Path, *, seed: int) -> None:
+def _make_adapter(model: LlamaForCausalLM, folder: Path, *, seed: int, rank: int) -> None:
     """A LoRA on every projection, whose delta is a few tenths of the base's output."""
     torch.manual_seed(seed)
     options = LoraConfig(
-        r=RANK, lora_alpha=2 * RANK, target_modules=PROJECTIONS, task_type="CAUSAL_LM"
+        r=rank, lora_alpha=2 * rank, target_modules=PROJECTIONS, task_type="CAUSAL_LM"
     )
     wrapped = get_peft_model(model, options, autocast_adapter_dtype=False)
     for name, parameter in wrapped.named_parameters():

@@ -8,6 +8,7 @@ imported by the commands that need them, so that --help answers at once.
 
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -52,6 +53,7 @@ Server = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON as the server gave it.")]
 Name = Annotated[str, typer.Argument(help="The adapter's name.", show_default=False)]
 DEFAULT_SERVER = "http://127.0.0.1:8000"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks" / "peers.py"  # in a checkout only
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -103,6 +105,19 @@ def serve(flags: dict[str, str]) -> None:
     from server.serve import run
 
     raise typer.Exit(run(settings))
+
+
+@app.command(
+    hidden=not BENCHMARKS.is_file(),
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def bench(context: typer.Context) -> None:
+    """Measure this engine beside its peers. Runs from a source checkout only."""
+    if not BENCHMARKS.is_file():
+        _fail("the benchmarks are not installed: run this in a source checkout", 2)
+    command = [sys.executable, "-m", "benchmarks", *(context.args or ["all"])]
+    raise typer.Exit(subprocess.run(command, cwd=BENCHMARKS.parent.parent).returncode)
 
 
 @app.command()

@@ -51,7 +51,8 @@ def module_name(path: Path) -> str:
 
 
 def modules(packages: tuple[str, ...] = PRODUCT) -> list[Path]:
-    return sorted(path for package in packages for path in (ROOT / package).rglob("*.py"))
+    found = (path for package in packages for path in (ROOT / package).rglob("*.py"))
+    return sorted(path for path in found if ".work" not in path.parts)  # peers' environments
 
 
 @cache

@@ -4,21 +4,20 @@ Loading the base, the adapters and a warm-up are outside the clock.
 """
 
 import time
-from pathlib import Path
 
-from benchmarks import w1
 from benchmarks.contestants.job import Job, Measurement
 from benchmarks.folder_source import FolderSource
+from benchmarks.workload import Workload
 from server.engine.engine import Engine
 from server.engine.messages import EngineConfig, GenerationRequest, SamplingParams, TokenEvent
 
 
 def measure(job: Job) -> Measurement:
     """Warms up with a few tokens of every adapter, then measures one batch."""
-    workload = w1.prepare(Path(job.work), prompt_tokens=job.prompt_tokens)
-    source = FolderSource({folder.name: folder for folder in workload.adapters})
+    workload = job.workload()
+    source = FolderSource(workload.adapters)
     engine = Engine(_config(job, workload), source)
-    digests = list(source.digests.values()) if job.traffic == "mixed" else [None] * w1.ADAPTERS
+    digests = [None if name is None else source.digests[name] for name in workload.names]
     try:
         _generate(engine, [prompt[:8] for prompt in workload.prompts], digests, 3)
         return _generate(engine, workload.prompts, digests, job.new_tokens)
@@ -26,15 +25,15 @@ def measure(job: Job) -> Measurement:
         engine.close()
 
 
-def _config(job: Job, workload: w1.Workload) -> EngineConfig:
+def _config(job: Job, workload: Workload) -> EngineConfig:
     return EngineConfig(
         model=str(workload.base),
         blobs="",
         dtype=job.dtype,
         device="cpu",
-        max_resident_adapters=w1.ADAPTERS,
-        max_rank=w1.RANK,
-        kv_cache_bytes=1 << 30,
+        max_resident_adapters=max(1, len(workload.adapters)),
+        max_rank=workload.max_rank,
+        kv_cache_bytes=2 << 30,
         threads=job.threads,
     )
 
@@ -42,7 +41,7 @@ def _config(job: Job, workload: w1.Workload) -> EngineConfig:
 def _generate(
     engine: Engine,
     prompts: tuple[tuple[int, ...], ...] | list[tuple[int, ...]],
-    digests: list[str] | list[None],
+    digests: list[str | None],
     new_tokens: int,
 ) -> Measurement:
     """Steps until every prompt has its tokens."""

@@ -5,6 +5,7 @@ Adapters are in float32, as peft loads them by default; in bfloat16 its decoding
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-from benchmarks import w1
 from benchmarks.contestants.job import Job, Measurement
 
 
@@ -35,24 +35,31 @@ class _Clock(LogitsProcessor):
 
 def measure(job: Job) -> Measurement:
     """Warms up with a few tokens, then measures one batch."""
-    workload = w1.prepare(Path(job.work), prompt_tokens=job.prompt_tokens)
+    torch.set_num_threads(job.threads)
+    workload = job.workload()
     model = AutoModelForCausalLM.from_pretrained(workload.base, dtype=job.dtype)
     model.generation_config.eos_token_id = None  # every token is wanted
-    if job.traffic == "mixed":
+    if workload.adapters:
         model = _with_adapters(model, workload.adapters)
     model.eval()
-    names = [folder.name for folder in workload.adapters] if job.traffic == "mixed" else None
+    names = _named(workload.names) if len(workload.adapters) > 1 else None
     prompts = torch.tensor(workload.prompts)  # [sequences, prompt_tokens]
     _generate(model, prompts[:, :8], names, 3)
     return _generate(model, prompts, names, job.new_tokens)
 
 
-def _with_adapters(model: PreTrainedModel, folders: tuple[Path, ...]) -> PeftModel:
+def _with_adapters(model: PreTrainedModel, folders: Mapping[str, Path]) -> PeftModel:
+    """The first is active, which is peft's fast way where there is only one."""
     first, *others = folders
-    wrapped = PeftModel.from_pretrained(model, str(first), adapter_name=first.name)
-    for folder in others:
-        wrapped.load_adapter(str(folder), folder.name)
+    wrapped = PeftModel.from_pretrained(model, str(folders[first]), adapter_name=first)
+    for name in others:
+        wrapped.load_adapter(str(folders[name]), name)
     return wrapped
+
+
+def _named(names: tuple[str | None, ...]) -> list[str]:
+    """As peft's `adapter_names` says it."""
+    return ["__base__" if name is None else name for name in names]
 
 
 @torch.inference_mode()

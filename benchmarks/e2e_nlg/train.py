@@ -148,8 +148,11 @@ def _loss_on(model: PeftModel, rows: list[tuple[list[int], list[int]]], pad: int
 
 
 def _batch(rows: list[tuple[list[int], list[int]]], pad: int) -> dict[str, Tensor]:
-    """input_ids, attention_mask, labels [rows, longest], padded on the right."""
-    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
+    """input_ids, attention_mask, labels [rows, longest], padded on the right.
+
+    Lengths are rounded up: oneDNN compiles a matmul for each that it meets.
+    """
+    longest = -(-max(len(prompt) + len(answer) for prompt, answer in rows) // 32) * 32
     inputs = torch.full((len(rows), longest), pad)
     labels = torch.full((len(rows), longest), IGNORED)
     mask = torch.zeros(len(rows), longest, dtype=torch.int64)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import mixed, w1
+from benchmarks import mixed
 from benchmarks.contestants import adapterd, peft
 from benchmarks.contestants.job import Job, Measurement
 from benchmarks.spread import ratios, spread
+from benchmarks.workload import ADAPTERS
 from tests.support.adapters import RECIPES, make_adapter
 from tests.support.families import LLAMA, make_base
 
@@ -24,7 +25,7 @@ JOB = Job("adapterd", "base", "", "bfloat16", prompt_tokens=12, new_tokens=4, th
 def work(tmp_path: Path) -> Path:
     """A tiny base and sixteen adapters where the benchmark keeps its own."""
     base = make_base(LLAMA, tmp_path / "base")
-    for number in range(w1.ADAPTERS):
+    for number in range(ADAPTERS):
         folder = tmp_path / "adapters" / f"a{number:02}"
         make_adapter(base, LLAMA, RECIPES[0], folder, seed=number)
     return tmp_path
@@ -47,7 +48,7 @@ def test_measures_compares_and_writes(work: Path, tmp_path: Path):
     done = CliRunner().invoke(mixed.app, options, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     result = json.loads((tmp_path / "results" / "mixed.json").read_text())
-    assert result["tokens_checked"] == w1.ADAPTERS * mixed.CHECK_TOKENS
+    assert result["tokens_checked"] == ADAPTERS * mixed.CHECK_TOKENS
     assert set(result["tokens_per_s"]) == set(mixed.RUNS)
     assert str(work) not in json.dumps(result)
     assert "adapterd mixed-16 / peft mixed-16" in (tmp_path / "results" / "mixed.md").read_text()

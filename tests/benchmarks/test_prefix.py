@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import prefix, w1
+from benchmarks import prefix
+from benchmarks.workload import read
 from tests.support.adapters import RECIPES, make_adapter
 from tests.support.families import LLAMA, make_base
 
@@ -19,11 +20,9 @@ JOB = prefix.Job("float32", system_tokens=100, question_tokens=8, threads=1)
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """A tiny base where the benchmark keeps its own, and one adapter under all names."""
+    """A tiny base where the benchmark keeps its own, and one adapter."""
     base = make_base(LLAMA, tmp_path / "base")
-    made = make_adapter(base, LLAMA, RECIPES[0], tmp_path / "adapters" / "a00", seed=0)
-    for number in range(1, w1.ADAPTERS):
-        (tmp_path / "adapters" / f"a{number:02}").symlink_to(made)
+    make_adapter(base, LLAMA, RECIPES[0], tmp_path / "adapters" / "a00", seed=0)
     return tmp_path
 
 
@@ -48,14 +47,14 @@ def test_a_wrong_token_stops_it(work: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(prefix.Asker, "pair", pair)
     with pytest.raises(prefix.WrongTokens, match=r"warm, .* cold"):
-        prefix.check_tokens(w1.prepare(work), JOB)
+        prefix.check_tokens(read(work, prefix.ONE), JOB)
 
 
 def test_a_cache_that_finds_nothing_stops_it(work: Path, monkeypatch: pytest.MonkeyPatch):
     config = prefix.EngineConfig
     monkeypatch.setattr(prefix, "EngineConfig", lambda **o: config(prefix_cache=False, **o))
     with pytest.raises(prefix.WrongTokens, match="cold found 0 tokens, warm 0"):
-        prefix.check_tokens(w1.prepare(work), JOB)
+        prefix.check_tokens(read(work, prefix.ONE), JOB)
 
 
 def test_ratios_are_of_one_repeat():

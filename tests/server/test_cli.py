@@ -77,6 +77,25 @@ def test_help(command: tuple[str, ...], run: Run) -> None:
     assert "Usage: adapterd" in done.out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(("--help",), 0), (("peers", "--scenario", "none-such"), 2)]
+)
+def test_bench_passes_its_arguments_on(arguments: tuple[str, ...], status: int, run: Run) -> None:
+    """Both are answered by the benchmarks' own command line."""
+    assert run("bench", *arguments).status == status
+
+
+def test_bench_is_not_there_without_a_checkout(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An installed package has no benchmarks to run."""
+    monkeypatch.setattr("server.cli.BENCHMARKS", tmp_path / "peers.py")
+    done = run("bench")
+    assert done.status == 2
+    assert "source checkout" in done.err
+    assert done.err.count("\n") == 1
+
+
 def test_version(run: Run) -> None:
     assert run("--version").out.startswith("adapterd 0.")
 
