@@ -202,7 +202,7 @@ def _markdown(result: Result) -> str:
         "",
         *table(("ratio of tok/s", "median (least-most)", "asked for"), ratio_rows(result)),
         "",
-        f"Machine: {machine.text()}; {job['threads']} threads.",
+        f"Machine: {result.machine.text()}; {job['threads']} threads.",
         "",
         "Made by `python -m benchmarks mixed`.",
     ]
