@@ -1,6 +1,8 @@
 // AVX-512 with bfloat16 dot products: Cooper Lake, Sapphire Rapids, Zen 4 and later.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,bmi2")
+#define AD_AVX512
+#define AD_AVX512_BF16
 #define AD_NAME "avx512-bf16"
 #define AD_SYMBOL ad_avx512_bf16
 #define AD_VECTOR_BYTES 64

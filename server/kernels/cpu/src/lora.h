@@ -7,17 +7,13 @@
 
 static constexpr int TILE_ROWS = 4, TILE_RANKS = 4, COLUMNS = 768;
 
-#if defined(__AVX512BF16__) && AD_VECTOR_BYTES == 64
-#define AD_DOT_BF16 1
-#endif
-
 // y[row][rank] = x[row] · a[rank] for ROWS × RANKS of them.
 template <typename T, int ROWS, int RANKS>
 AD_INLINE void dots(const T *x, int64_t x_stride, const T *a, int64_t in, float *y,
                     int64_t y_stride) {
     vf acc[ROWS][RANKS] = {};
     int64_t k = 0;
-#ifdef AD_DOT_BF16
+#ifdef AD_AVX512_BF16
     if constexpr (sizeof(T) == 2) {
         for (; k + 32 <= in; k += 32) {
             __m512bh xs[ROWS];

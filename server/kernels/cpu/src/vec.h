@@ -62,7 +62,7 @@ AD_INLINE vf rounded(vf v, const bf16 *) {
 }
 
 AD_INLINE float sum(vf v) {
-#if defined(__AVX512F__) && AD_VECTOR_BYTES == 64
+#ifdef AD_AVX512
     return _mm512_reduce_add_ps((__m512)v);
 #else
     float s = 0;
