@@ -48,7 +48,7 @@ class LinearGroup:
     def _lead(self, input: Tensor) -> Tensor:
         x = input.reshape(-1, input.shape[-1])
         out = self._matmul(x)
-        outputs = out.split(self._widths, dim=1)
+        outputs = out.split_with_sizes(self._widths, 1) if len(self._widths) > 1 else (out,)
         for listener in self._listeners:
             listener(x, outputs)
         if len(self._widths) > 1:
