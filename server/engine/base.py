@@ -258,7 +258,7 @@ def _grouped(reads: list[tuple[str, Tensor]]) -> list[list[str]]:
     groups: list[list[str]] = []
     last: Tensor | None = None
     for name, x in reads:
-        if set(rows_of[name]) != {PROBE_TOKENS} or any(name in group for group in groups[-1:]):
+        if set(rows_of[name]) != {PROBE_TOKENS}:
             last = None
         elif len(rows_of[name]) > 1:  # called again and again: by itself, listed once
             last = None

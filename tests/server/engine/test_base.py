@@ -10,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from adapters_store.errors import EngineStartFailed
 from benchmarks.folder_source import FolderSource
+from server.engine.base import _grouped, load_base
 from server.engine.base_files import digest_files, resolve_model
 from server.engine.engine import Engine
 from server.engine.messages import EngineConfig, LoadProgress
@@ -117,3 +118,23 @@ def test_progress_and_digest(llama: Path) -> None:
     assert {p.what for p in seen} == {"digest", "weights"}
     assert seen[-1].done == seen[-1].total
     assert engine.info.digest == before == digest_files(llama)
+
+
+def test_modules_that_read_one_input_are_grouped_by_running_the_base(llama: Path) -> None:
+    config = EngineConfig(model=str(llama), blobs="", device="cpu", dtype="float32")
+    base = load_base(llama, config, lambda _: None)
+    first = [group.names for group in base.linears if ".layers.0." in group.names[0]]
+    assert [[name.rpartition(".")[2] for name in names] for names in first] == [
+        ["q_proj", "k_proj", "v_proj"],
+        ["o_proj"],
+        ["gate_proj", "up_proj"],
+        ["down_proj"],
+    ]
+    assert len(base.linears) == 4 * len(base.layers)
+    assert base.shapes.keys() == {name for group in base.linears for name in group.names}
+
+
+def test_a_module_that_is_called_twice_is_by_itself() -> None:
+    x, y, few = torch.zeros(5, 4), torch.zeros(5, 4), torch.zeros(2, 4)
+    reads = [("twice", x), ("a", x), ("b", x), ("expert", few), ("c", x), ("twice", y), ("d", y)]
+    assert _grouped(reads) == [["twice"], ["a", "b"], ["c"], ["d"]]
