@@ -40,6 +40,7 @@ class PreparedSegments:
     """A step's segments, split into the two regimes."""
 
     plan: SegmentPlan
+    live: Tensor  # [slots in use] int64
     long: tuple[Segment, ...]
     short: ShortGroup | None
 
@@ -53,7 +54,8 @@ class TorchCpuBackend:
         live = [item for item in segments.items if item.slot != NO_ADAPTER]
         short = [item for item in live if item.end - item.start <= SHORT_SEGMENT_ROWS]
         long = tuple(item for item in live if item.end - item.start > SHORT_SEGMENT_ROWS)
-        return PreparedSegments(segments, long, _group(short) if short else None)
+        slots = torch.tensor(sorted(segments.live_slots), dtype=torch.int64)
+        return PreparedSegments(segments, slots, long, _group(short) if short else None)
 
     def add(
         self,
@@ -65,9 +67,8 @@ class TorchCpuBackend:
         check_cover(x, prepared.plan)
         group = prepared.short
         batched = None if group is None else _batched(x, group)
-        live = [item.slot for item in prepared.plan.items if item.slot != NO_ADAPTER]
         for stack, out in zip(stacks, outs, strict=True):
-            if not any(stack.ranks[slot] for slot in live):
+            if not stack.ranks[prepared.live].any():
                 continue
             for item in prepared.long:
                 y = x[item.start : item.end] @ stack.a[item.slot, : item.rank].T
