@@ -43,7 +43,7 @@ PLANS: dict[str, AdapterPlan] = {
     "orders-json": AdapterPlan(32, 64, ATTENTION + MLP, steps=400, lr=2e-3),
     "formal": AdapterPlan(12, 24, ("q_proj", "v_proj", "up_proj", "down_proj"), steps=700),
     "clock": AdapterPlan(8, 16, ATTENTION, steps=900, lr=4e-3),
-    "dates": AdapterPlan(16, 16, ATTENTION + MLP, more={"use_rslora": True}, steps=900, lr=2e-3),
+    "dates": AdapterPlan(16, 16, ATTENTION + MLP, more={"use_rslora": True}, steps=600, lr=2e-3),
     "intent": AdapterPlan(4, 8, (*ATTENTION, "down_proj"), steps=400, lr=4e-3),
 }
 
