@@ -59,8 +59,11 @@ def _rms_norm(
     if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float):
         return None
     width, dtype, weights = weight.shape[0], DTYPES.get(weight.dtype), weight.detach()
+    own = module.forward
 
     def forward(hidden_states: Tensor) -> Tensor:
+        if hidden_states.dtype != weights.dtype:  # an architecture that keeps these in float32
+            return own(hidden_states)
         x = hidden_states.contiguous()
         out = torch.empty_like(x)
         kernels.rms_norm(

@@ -54,6 +54,15 @@ def test_rms_norms(
     torch.testing.assert_close(module(x), expected, **CLOSE[dtype])
 
 
+def test_a_norm_that_is_handed_another_dtype_runs_as_it_was() -> None:
+    module = LlamaRMSNorm(64).requires_grad_(False).bfloat16()
+    x = torch.randn(1, 5, 64)
+    expected = module(x)
+    fuse(module, load_native()[0])
+    assert replaced(module)
+    assert torch.equal(module(x), expected)
+
+
 @pytest.mark.parametrize("kernels", load_native(), ids=lambda k: k.name)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gated_mlps(dtype: torch.dtype, kernels: NativeKernels) -> None:
