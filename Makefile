@@ -19,7 +19,7 @@ help:
 	@echo "make lint    ruff: rules and formatting      make format  apply them"
 	@echo "make types   pyright"
 	@echo "make bench   side-by-side benchmarks (hours)   ARGS=--help lists its parts"
-	@echo "make demo    make the embedded base and adapters from scratch (hours)"
+	@echo "make demo    make the embedded base and adapters from scratch (half an hour)"
 	@echo "make clean   remove $(VENV) and caches"
 
 # A stamp per set of packages: nothing is installed again until the lists change.
