@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from adapters_store.errors import EngineStartFailed
-from server.engine.kv_cache import KVCache
+from server.engine.kv_cache import KVCache, LayerShape
 from server.engine.plan import StepPlan
 from server.kernels.cpu.attention import decode_attention, write_kv
-from server.kernels.cpu.native import NativeKernels
+from server.kernels.cpu.native import NativeKernels, Step
 
 PAGED_ATTENTION = "adapterd_paged"
 
@@ -28,6 +28,17 @@ IGNORED_ARGUMENTS = frozenset(
 )
 """What architectures pass along and this function has no use for. Anything else is refused:
 an unknown argument may well be one that changes the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionFacts:
+    """What a layer asks of its attention, the same in every step."""
+
+    shape: LayerShape
+    scale: float
+    window: int | None
+    softcap: float | None
+    sinks: Tensor | None  # [heads]
 
 
 @dataclass(slots=True)
@@ -43,6 +54,7 @@ class PagedStep:
     contexts: tuple[int, ...] = field(init=False)  # tokens of each chunk's sequence, up to its end
     starts: tuple[int, ...] = field(init=False)  # query_starts, without asking the device
     seen: Tensor | None = field(init=False, default=None)  # contexts [chunks] int64, for kernels
+    native: Step | None = field(init=False, default=None)  # for native layers
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -51,6 +63,19 @@ class PagedStep:
         self.contexts = tuple(chunk.start + chunk.count for chunk in self.plan.chunks)
         if self.kernels is not None:
             self.seen = torch.tensor(self.contexts)
+            if self.plan.decodes == len(self.plan.chunks):
+                self.native = native_step(self.plan, self.seen, self.cache.block_size)
+
+
+def native_step(plan: StepPlan, contexts: Tensor, block_size: int) -> Step:
+    """What native layers need of a step; valid as long as `plan` and `contexts` are."""
+    step = Step(rows=plan.tokens, places=plan.write_places.data_ptr())
+    step.attention.sequences = len(plan.chunks)
+    step.attention.block_size = block_size
+    step.attention.table_stride = plan.block_tables.stride(0)
+    step.attention.tables = plan.block_tables.data_ptr()
+    step.attention.contexts = contexts.data_ptr()
+    return step
 
 
 def register() -> None:

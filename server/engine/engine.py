@@ -36,6 +36,7 @@ from server.engine.messages import (
     Stats,
     TokenEvent,
 )
+from server.engine.native_layer import attach
 from server.engine.plan import Chunk, StepPlan, build_plan
 from server.engine.prefix_cache import PrefixCache
 from server.engine.runner import Runner
@@ -96,6 +97,7 @@ class Engine:
         self._scheduler = Scheduler(
             limits, self._prefixes, self._residency, base.eos_token_ids, base.device
         )
+        attach(base)
         self._runner = Runner(base, cache, tuple(bound.values()))
         self._requests: dict[str, list[Sequence]] = {}  # those of its sequences that are not over
         self._failed_steps = 0

@@ -116,11 +116,13 @@ class BoundLora:
     ) -> None:
         self._backend = backend
         self._prepared: Any = None
+        self._live = False  # whether any row of the step has an adapter
         self._slots: dict[str, _ModuleSlots] = {}
         for group in linears:
             slots = [_ModuleSlots(shape, limits, dtype, device) for shape in group.shapes]
             self._slots.update(zip(group.names, slots, strict=True))
-            group.on_output(self._adder(tuple(each.stack for each in slots)))
+            stacks = tuple(each.stack for each in slots)
+            group.on_output(self._adder(stacks), backend.hook(stacks))
 
     def write(self, slot: int, adapter: HostAdapter) -> None:
         unknown = adapter.layout.keys() - self._slots.keys()
@@ -133,14 +135,15 @@ class BoundLora:
             slots.write(slot, None)
 
     def begin_step(self, segments: SegmentPlan) -> None:
-        self._prepared = self._backend.prepare(segments) if segments.live_slots else None
+        self._prepared = self._backend.prepare(segments)
+        self._live = bool(segments.live_slots)
 
     def end_step(self) -> None:
-        self._prepared = None
+        self._live = False
 
     def _adder(self, stacks: tuple[Stack, ...]) -> Callable[[Tensor, Sequence[Tensor]], None]:
         def add(x: Tensor, outs: Sequence[Tensor]) -> None:
-            if self._prepared is not None:
+            if self._live:
                 self._backend.add(x, stacks, outs, self._prepared)
 
         return add

@@ -220,3 +220,22 @@ static void lora_add(const ad_lora *p) {
     else
         lora_add_of<float>(p);
 }
+
+static void lora_hook(const void *context, const void *x, int64_t x_stride, void *out,
+                      int64_t out_stride, int64_t) {
+    const ad_lora_hook *hook = (const ad_lora_hook *)context;
+    if (!hook->step->count) return;
+    static constexpr int64_t MOST = 8;  // modules that read one input
+    ad_lora_member members[MOST];
+    ad_lora job = hook->job;
+    if (job.members > MOST) abort();
+    const int64_t size = job.dtype == AD_BFLOAT16 ? 2 : 4;
+    for (int64_t m = 0; m < job.members; m++) {
+        members[m] = job.member[m];
+        members[m].out = (char *)out + hook->columns[m] * size;
+        members[m].out_stride = out_stride;
+    }
+    job.segments = hook->step->count, job.segment = hook->step->first;
+    job.x = x, job.x_stride = x_stride, job.member = members;
+    lora_add(&job);
+}

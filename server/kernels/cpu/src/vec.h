@@ -12,6 +12,7 @@ struct bf16 {
 };
 
 #define AD_INLINE static inline __attribute__((always_inline))
+#define AD_LAMBDA __attribute__((always_inline))
 
 AD_INLINE float to_float(float x) { return x; }
 AD_INLINE float to_float(bf16 x) {
