@@ -16,7 +16,8 @@ from transformers import AttentionInterface
 from adapters_store.errors import EngineStartFailed
 from server.engine.kv_cache import KVCache
 from server.engine.plan import StepPlan
-from server.kernels.cpu.attention import decode_attention, write_kv
+from server.kernels.cpu.attention import paged_attention as native_attention
+from server.kernels.cpu.attention import write_kv
 from server.kernels.cpu.native import NativeKernels
 
 PAGED_ATTENTION = "adapterd_paged"
@@ -92,22 +93,22 @@ def paged_attention(
     rows = query[0].transpose(0, 1)  # [tokens, heads, dim]
     out = rows.new_empty(*rows.shape[:2], value.shape[-1])
     out[plan.tokens :] = 0
-    groups = []
-    if plan.decodes and paged.kernels is not None and paged.seen is not None:
-        decode_attention(
+    if paged.kernels is not None and paged.seen is not None:
+        native_attention(
             paged.kernels,
-            rows[: plan.decodes],
+            rows,
             *cache.tensors(layer),
             plan.block_tables,
+            plan.query_starts,
             paged.seen,
-            out[: plan.decodes],
+            out,
             scale=scale,
             window=sliding_window,
             softcap=softcap,
             sinks=None if s_aux is None else s_aux.float(),
         )
-    elif plan.decodes:
-        groups.append((0, plan.decodes))
+        return out.unsqueeze(0), None
+    groups = [(0, plan.decodes)] if plan.decodes else []
     groups += [(i, i + 1) for i in range(plan.decodes, len(plan.chunks))]
     for first, last in groups:
         span = slice(paged.starts[first], paged.starts[last])

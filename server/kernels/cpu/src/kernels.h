@@ -18,6 +18,7 @@ namespace {
 #include "vec.h"
 #include "scratch.h"
 
+#include "attention_tile.h"
 #include "attention.h"
 #include "lora.h"
 #include "pointwise.h"
