@@ -16,7 +16,8 @@ from transformers import AttentionInterface
 from adapters_store.errors import EngineStartFailed
 from server.engine.kv_cache import KVCache, LayerShape
 from server.engine.plan import StepPlan
-from server.kernels.cpu.attention import decode_attention, write_kv
+from server.kernels.cpu.attention import paged_attention as native_attention
+from server.kernels.cpu.attention import write_kv
 from server.kernels.cpu.native import NativeKernels, Step
 
 PAGED_ATTENTION = "adapterd_paged"
@@ -63,14 +64,14 @@ class PagedStep:
         self.contexts = tuple(chunk.start + chunk.count for chunk in self.plan.chunks)
         if self.kernels is not None:
             self.seen = torch.tensor(self.contexts)
-            if self.plan.decodes == len(self.plan.chunks):
-                self.native = native_step(self.plan, self.seen, self.cache.block_size)
+            self.native = native_step(self.plan, self.seen, self.cache.block_size)
 
 
 def native_step(plan: StepPlan, contexts: Tensor, block_size: int) -> Step:
     """What native layers need of a step; valid as long as `plan` and `contexts` are."""
     step = Step(rows=plan.tokens, places=plan.write_places.data_ptr())
-    step.attention.sequences = len(plan.chunks)
+    step.attention.chunks = len(plan.chunks)
+    step.attention.query_starts = plan.query_starts.data_ptr()
     step.attention.block_size = block_size
     step.attention.table_stride = plan.block_tables.stride(0)
     step.attention.tables = plan.block_tables.data_ptr()
@@ -117,22 +118,22 @@ def paged_attention(
     rows = query[0].transpose(0, 1)  # [tokens, heads, dim]
     out = rows.new_empty(*rows.shape[:2], value.shape[-1])
     out[plan.tokens :] = 0
-    groups = []
-    if plan.decodes and paged.kernels is not None and paged.seen is not None:
-        decode_attention(
+    if paged.kernels is not None and paged.seen is not None:
+        native_attention(
             paged.kernels,
-            rows[: plan.decodes],
+            rows,
             *cache.tensors(layer),
             plan.block_tables,
+            plan.query_starts,
             paged.seen,
-            out[: plan.decodes],
+            out,
             scale=scale,
             window=sliding_window,
             softcap=softcap,
             sinks=None if s_aux is None else s_aux.float(),
         )
-    elif plan.decodes:
-        groups.append((0, plan.decodes))
+        return out.unsqueeze(0), None
+    groups = [(0, plan.decodes)] if plan.decodes else []
     groups += [(i, i + 1) for i in range(plan.decodes, len(plan.chunks))]
     for first, last in groups:
         span = slice(paged.starts[first], paged.starts[last])

@@ -54,12 +54,15 @@ class Attention(Structure):
         ("dtype", c_int32),
         *(
             (name, c_int64)
-            for name in "sequences heads kv_heads key_dim value_dim block_size table_stride "
+            for name in "chunks heads kv_heads key_dim value_dim block_size table_stride "
             "q_token_stride q_head_stride window".split()
         ),
         ("scale", c_float),
         ("softcap", c_float),
-        *((name, c_void_p) for name in "q keys values tables contexts sinks out".split()),
+        *(
+            (name, c_void_p)
+            for name in "q keys values tables query_starts contexts sinks out".split()
+        ),
     ]
 
 

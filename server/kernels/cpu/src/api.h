@@ -31,19 +31,21 @@ struct ad_lora {
     const ad_lora_member *member;
 };
 
+// Attention of a step's chunks over the paged cache; causal, each chunk over its own sequence.
 struct ad_attention {
     int32_t dtype;
-    int64_t sequences, heads, kv_heads, key_dim, value_dim, block_size, table_stride;
+    int64_t chunks, heads, kv_heads, key_dim, value_dim, block_size, table_stride;
     int64_t q_token_stride, q_head_stride;
-    int64_t window;  // tokens visible, the present one included; 0: all
+    int64_t window;  // tokens visible, a row's own included; 0: all
     float scale, softcap;  // softcap 0: none
-    const void *q;          // [sequences, heads, key_dim]
-    const void *keys;       // [blocks, block_size, kv_heads, key_dim]
-    const void *values;     // [blocks, block_size, kv_heads, value_dim]
-    const int64_t *tables;  // [sequences, table_stride]
-    const int64_t *contexts;  // [sequences] tokens to attend to, the present one included
-    const float *sinks;       // [heads] or null
-    void *out;                // [sequences, heads, value_dim]
+    const void *q;                // [rows, heads, key_dim]
+    const void *keys;             // [blocks, block_size, kv_heads, key_dim]
+    const void *values;           // [blocks, block_size, kv_heads, value_dim]
+    const int64_t *tables;        // [chunks, table_stride]
+    const int32_t *query_starts;  // [chunks + 1]
+    const int64_t *contexts;      // [chunks] tokens of the sequence, the chunk's last included
+    const float *sinks;           // [heads] or null
+    void *out;                    // [rows, heads, value_dim]; rows of no chunk are left alone
 };
 
 struct ad_kv_write {

@@ -19,6 +19,7 @@ namespace {
 #include "vec.h"
 #include "scratch.h"
 
+#include "attention_tile.h"
 #include "attention.h"
 #include "gemm.h"
 #include "lora.h"
