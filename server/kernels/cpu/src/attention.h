@@ -18,24 +18,74 @@ AD_INLINE void fetch(const T *row, int64_t dim) {
         __builtin_prefetch(row + at, 0, 2);
 }
 
-// scores[h][i] = q[h] · row[i] for HS query heads, each key read once.
-template <typename T, int HS>
-AD_INLINE void score(const float *q, int64_t dim, const T *const *row, int64_t run,
-                     float (*scores)[RUN]) {
-    for (int64_t i = 0; i < run; i++) {
-        const T *k = row[i];
-        vf acc[HS] = {};
-        int64_t d = 0;
-        for (; d + VL <= dim; d += VL) {
-            vf ks = load(k + d);
+static constexpr int KEYS = 4;  // keys whose sums are held in registers at once
+
+// acc[h][i] += q[h] · row[i] over the whole vectors of `dim`; the first number that is left.
+template <int HS>
+AD_INLINE int64_t dot_keys(const float *q, int64_t dim, const float *const *row, vf (&acc)[HS][KEYS],
+                           int64_t d) {
+    for (; d + VL <= dim; d += VL) {
+        vf ks[KEYS];
 #pragma GCC unroll 4
-            for (int h = 0; h < HS; h++) acc[h] += load(q + h * dim + d) * ks;
-        }
+        for (int i = 0; i < KEYS; i++) ks[i] = load(row[i] + d);
 #pragma GCC unroll 4
         for (int h = 0; h < HS; h++) {
-            float s = sum(acc[h]);
-            for (int64_t l = d; l < dim; l++) s += q[h * dim + l] * to_float(k[l]);
-            scores[h][i] = s;
+            const vf qs = load(q + h * dim + d);
+#pragma GCC unroll 4
+            for (int i = 0; i < KEYS; i++) acc[h][i] += qs * ks[i];
+        }
+    }
+    return d;
+}
+
+template <int HS>
+AD_INLINE int64_t dot_keys(const bf16 *q, int64_t dim, const bf16 *const *row, vf (&acc)[HS][KEYS],
+                           int64_t d) {
+#ifdef AD_AVX512_BF16
+    for (; d + 2 * VL <= dim; d += 2 * VL) {
+        __m512bh ks[KEYS];
+#pragma GCC unroll 4
+        for (int i = 0; i < KEYS; i++) ks[i] = (__m512bh)_mm512_loadu_si512(row[i] + d);
+#pragma GCC unroll 4
+        for (int h = 0; h < HS; h++) {
+            const __m512bh qs = (__m512bh)_mm512_loadu_si512(q + h * dim + d);
+#pragma GCC unroll 4
+            for (int i = 0; i < KEYS; i++)
+                acc[h][i] = (vf)_mm512_dpbf16_ps((__m512)acc[h][i], qs, ks[i]);
+        }
+    }
+#endif
+    for (; d + VL <= dim; d += VL) {
+        vf ks[KEYS];
+#pragma GCC unroll 4
+        for (int i = 0; i < KEYS; i++) ks[i] = load(row[i] + d);
+#pragma GCC unroll 4
+        for (int h = 0; h < HS; h++) {
+            const vf qs = load(q + h * dim + d);
+#pragma GCC unroll 4
+            for (int i = 0; i < KEYS; i++) acc[h][i] += qs * ks[i];
+        }
+    }
+    return d;
+}
+
+// scores[h][i] = scale · q[h] · row[i] for HS query heads, each key read once. `row` goes on to a
+// whole number of KEYS.
+template <typename T, int HS>
+AD_INLINE void score(const T *q, int64_t dim, const T *const *row, int64_t run, float scale,
+                     float (*scores)[RUN]) {
+    for (int64_t i = 0; i < run; i += KEYS) {
+        vf acc[HS][KEYS] = {};
+        const int64_t whole = dot_keys<HS>(q, dim, row + i, acc, 0);
+#pragma GCC unroll 4
+        for (int h = 0; h < HS; h++) {
+            float four[KEYS];
+            sums(acc[h], four);
+            for (int n = 0; n < KEYS; n++) {
+                for (int64_t d = whole; d < dim; d++)
+                    four[n] += to_float(q[h * dim + d]) * to_float(row[i + n][d]);
+                scores[h][i + n] = four[n] * scale;
+            }
         }
     }
 }
@@ -67,12 +117,12 @@ AD_INLINE void mix(const float (*weights)[RUN], const T *const *row, int64_t off
 // One run of tokens for HS query heads of one kv head: `greatest`, `total` and the unscaled sums
 // `acc` [HS, value_dim] go on from what they were.
 template <typename T, int HS>
-AD_INLINE void attend_run(const ad_attention *p, const float *q, const T *const *keys,
+AD_INLINE void attend_run(const ad_attention *p, const T *q, const T *const *keys,
                           const T *const *values, int64_t run, float *greatest, float *total,
                           float *acc) {
     const int64_t vd = p->value_dim, apart = sums_apart(p);
     float scores[HS][RUN];
-    score<T, HS>(q, p->key_dim, keys, run, scores);
+    score<T, HS>(q, p->key_dim, keys, run, p->scale, scores);
     for (int h = 0; h < HS; h++) {
         if (p->softcap > 0)
             for (int64_t i = 0; i < run; i++)
@@ -108,35 +158,40 @@ AD_INLINE void attend_run(const ad_attention *p, const float *q, const T *const 
 // memory.
 template <typename T>
 static void attend_row(const ad_attention *p, int64_t chunk, int64_t first, int64_t together,
-                       int64_t from, int64_t to, float *q, float *records, int64_t between) {
+                       int64_t from, int64_t to, T *q, float *records, int64_t between) {
     const int64_t share = p->heads / p->kv_heads, kd = p->key_dim, vd = p->value_dim;
     const int64_t size = p->block_size, *table = p->tables + chunk * p->table_stride;
     const int64_t apart = sums_apart(p);
     for (int64_t g = 0; g < together * share; g++) {
         const T *row = (const T *)p->q + p->query_starts[chunk] * p->q_token_stride +
                        (first * share + g) * p->q_head_stride;
-        for (int64_t d = 0; d < kd; d++) q[g * kd + d] = to_float(row[d]) * p->scale;
+        memcpy(q + g * kd, row, (size_t)kd * sizeof(T));
     }
     for (int64_t i = 0; i < together; i++)
         clear_sums(p, sums_at(records + i * between, share), share);
     const T *keys[RUN], *values[RUN];
+    int64_t places[2 * RUN];  // of a run's tokens, and of the next run's
     for (int64_t t = from; t < to; t += RUN) {
         const int64_t run = to - t < RUN ? to - t : RUN;
         // What the next run reads is asked for now: blocks lie anywhere, and memory is far.
         const int64_t ahead = to - t - run < RUN ? to - t - run : RUN;
+        for (int64_t i = 0, block = t / size, at = t % size; i < run + ahead; i++, at++) {
+            if (at == size) block++, at = 0;
+            places[i] = (table[block] * size + at) * p->kv_heads + first;
+        }
         for (int64_t kv = 0; kv < together; kv++) {
-            for (int64_t i = 0; i < run + ahead; i++) {
-                const int64_t place = table[(t + i) / size] * size + (t + i) % size;
-                const int64_t row = place * p->kv_heads + first + kv;
-                const T *k = (const T *)p->keys + row * kd, *v = (const T *)p->values + row * vd;
-                if (i < run)
-                    keys[i] = k, values[i] = v;
-                else
-                    fetch(k, kd), fetch(v, vd);
+            for (int64_t i = 0; i < run; i++) {
+                keys[i] = (const T *)p->keys + (places[i] + kv) * kd;
+                values[i] = (const T *)p->values + (places[i] + kv) * vd;
+            }
+            for (int64_t i = run; i % KEYS; i++) keys[i] = keys[run - 1];
+            for (int64_t i = run; i < run + ahead; i++) {
+                fetch((const T *)p->keys + (places[i] + kv) * kd, kd);
+                fetch((const T *)p->values + (places[i] + kv) * vd, vd);
             }
             const Sums sums = sums_at(records + kv * between, share);
             for (int64_t g = 0; g < share; g += HEADS) {
-                const float *qs = q + (kv * share + g) * kd;
+                const T *qs = q + (kv * share + g) * kd;
                 float *top = sums.greatest + g, *total = sums.total + g;
                 float *acc = sums.values + g * apart;
                 switch (share - g < HEADS ? share - g : HEADS) {
@@ -257,7 +312,8 @@ static void paged_attention_of(const ad_attention *p) {
             float *scratch = own.room(room + w.together * between);
             float *record = w.parts > 1 ? records + w.record : scratch + room;
             if (w.decode)
-                attend_row<T>(p, w.chunk, w.kv, w.together, w.from, w.to, scratch, record, between);
+                attend_row<T>(p, w.chunk, w.kv, w.together, w.from, w.to, (T *)scratch, record,
+                              between);
 #ifdef AD_AVX512_BF16
             else if (sizeof(T) == 2 && fast_bf16_dots())
                 attend_tile<T, 4 / sizeof(T)>(p, w.chunk, w.first, w.count, w.kv, w.from, w.to,

@@ -2,7 +2,7 @@
 // eager code has them, so bfloat16 results agree to the bit but for the order of a sum. Included
 // inside a namespace, after vec.h.
 
-static constexpr int64_t PARALLEL_ELEMENTS = 1 << 15;  // below it, waking threads costs more
+static constexpr int64_t PARALLEL_ELEMENTS = 1 << 12;  // below it, waking threads costs more
 
 // Llama's: weight · round(x / rms). Gemma's (plus_one): round(x / rms · (1 + weight)).
 template <typename T>

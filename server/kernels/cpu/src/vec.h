@@ -47,6 +47,9 @@ AD_INLINE vf load(const bf16 *p) {
     return (vf)(__builtin_convertvector(h, vu) << 16);
 }
 AD_INLINE vh bf16_bits(vf v) {
+#ifdef AD_AVX512_BF16
+    return (vh)_mm512_cvtneps_pbh((__m512)v);
+#endif
     vu u = (vu)v;
     vu r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     vi nan = (u & 0x7fffffffu) > 0x7f800000u;
@@ -76,6 +79,22 @@ AD_INLINE float sum(vf v) {
     float s = 0;
     for (int i = 0; i < VL; i++) s += v[i];
     return s;
+#endif
+}
+// The sums of four vectors.
+AD_INLINE void sums(const vf (&v)[4], float *out) {
+#ifdef AD_AVX512
+    const __m512 a = (__m512)v[0], b = (__m512)v[1], c = (__m512)v[2], d = (__m512)v[3];
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512 all = (__m512)_mm512_add_ps(
+        (__m512)_mm512_unpacklo_pd((__m512d)ab, (__m512d)cd),
+        (__m512)_mm512_unpackhi_pd((__m512d)ab, (__m512d)cd));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    __builtin_memcpy(out, &four, sizeof four);
+#else
+    for (int i = 0; i < 4; i++) out[i] = sum(v[i]);
 #endif
 }
 AD_INLINE vf select(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
