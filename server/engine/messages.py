@@ -27,6 +27,7 @@ class EngineConfig:
     kv_cache_bytes: int | None = None  # None: sized from free memory
     max_batch_tokens: int = 512  # per step
     max_sequences: int = 64  # running at once
+    max_prefill_slowdown: float | None = 1.8  # of running streams; None: prompts fill every step
     block_size: int = 16  # tokens per KV block
     prefix_cache: bool = True
     host_cache_bytes: int = 1 << 30
