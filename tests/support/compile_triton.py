@@ -33,10 +33,11 @@ def kernels() -> Iterator[tuple[int, Any, str, dict[str, Any]]]:
         yield target, low_rank._expand, numbers, common | {"COLUMNS": low_rank.EXPAND_COLUMNS}
     every = {"CAPPED": True, "WINDOWED": True, "SINKS": True, "SPLIT": True, "PRECISION": "ieee"}
     wide = every | {"SHARE": 4, "KEY_DIM": 256, "VALUE_DIM": 256}
-    yield 90, attention._attend, "*bf16", wide | {"DOT": tl.bfloat16, "TILE": 64, "KEYS": 32}
-    few = wide | {"SPLIT": False, "SINKS": False, "DOT": tl.float32}
-    yield 80, attention._attend, "*fp32", few | {"TILE": 16, "KEYS": 16}
-    yield 90, attention._join, "*bf16", {"SHARE": 4, "TILE": 64, "VALUE_DIM": 256}
+    yield 90, attention._attend, "*bf16", wide | {"DOT": tl.bfloat16, "LINES": 64, "KEYS": 32}
+    plain = wide | dict.fromkeys(("CAPPED", "WINDOWED", "SINKS", "SPLIT"), False)
+    plain |= {"DOT": tl.float32, "LINES": 16, "KEYS": 16}
+    yield 80, attention._attend, "*fp32", plain
+    yield 90, attention._join, "*bf16", {"SHARE": 4, "LINES": 64, "VALUE_DIM": 256}
     yield 90, attention._write, "*bf16", {"HEADS": 8, "KEY_DIM": 128, "VALUE_DIM": 128}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from server.kernels.triton.attention import AttentionStep, attend, write_kv
+from server.kernels.triton.attention import AttentionStep
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
@@ -45,11 +45,13 @@ def assert_equals_a_softmax_by_hand(case: Case, dtype: torch.dtype, device: torc
     query = random(case.heads, rows, case.key_dim).transpose(0, 1)
     sinks = torch.randn(case.heads, generator=generator) if case.sinks else None
     scale, expected, row = case.key_dim**-0.5, [], 0
+    nothing = torch.zeros(0, dtype=torch.int64)
     for table, length, (before, _) in zip(tables, lengths, case.chunks, strict=True):
         key, value = (random(length, case.kv_heads, d) for d in (case.key_dim, case.value_dim))
         at = torch.arange(length)
         places = table[at // case.block_size] * case.block_size + at % case.block_size
-        write_kv(key.to(device), value.to(device), keys, values, places.to(device))
+        cached = AttentionStep(nothing, nothing, nothing, places.to(device))
+        cached.write(key.to(device), value.to(device), keys, values)
         for position in range(before, length):
             seen = slice(max(0, position + 1 - (case.window or length)), position + 1)
             expected.append(by_hand(query[row], key[seen], value[seen], scale, case, sinks))
@@ -59,11 +61,12 @@ def assert_equals_a_softmax_by_hand(case: Case, dtype: torch.dtype, device: torc
         torch.tensor([0, *own]).cumsum(0).to(torch.int32).to(device),
         torch.cat([torch.arange(before, before + own) for before, own in case.chunks]).to(device),
         tables.to(device),
+        nothing,
     )
     out = torch.full((rows, case.heads, case.value_dim), float("nan"), dtype=dtype, device=device)
 
-    attend(
-        step, query.to(device), keys, values, out, scale=scale, window=case.window,
+    step.attend(
+        query.to(device), keys, values, out, scale=scale, window=case.window,
         softcap=case.softcap, sinks=None if sinks is None else sinks.to(device),
     )  # fmt: skip
 

@@ -71,6 +71,12 @@ def _splits(width: int, programs: int) -> tuple[int, int]:
 
 
 @triton.jit
+def _of(member, first, second, third):
+    """What belongs to this member."""
+    return tl.where(member == 0, first, tl.where(member == 1, second, third))
+
+
+@triton.jit
 def _shrink(
     x_ptr, x_stride, tiles_ptr, slots_ptr,
     a0_ptr, a1_ptr, a2_ptr, ranks0_ptr, ranks1_ptr, ranks2_ptr,
@@ -94,15 +100,8 @@ def _shrink(
     slot = tl.load(slots_ptr + tl.load(tiles_ptr + 3 * tile)).to(tl.int64)
     if slot < 0:
         return
-    a_ptr = a0_ptr
-    ranks_ptr = ranks0_ptr
-    if member == 1:
-        a_ptr = a1_ptr
-        ranks_ptr = ranks1_ptr
-    if member == 2:
-        a_ptr = a2_ptr
-        ranks_ptr = ranks2_ptr
-    rank = tl.load(ranks_ptr + slot)
+    a_ptr = _of(member, a0_ptr, a1_ptr, a2_ptr)
+    rank = tl.load(_of(member, ranks0_ptr, ranks1_ptr, ranks2_ptr) + slot)
     if first_rank >= rank:
         return
 
@@ -146,26 +145,12 @@ def _expand(
     blocks0 = tl.cdiv(width0, COLUMNS)
     blocks1 = tl.cdiv(width1, COLUMNS)
     member = (block >= blocks0).to(tl.int32) + (block >= blocks0 + blocks1).to(tl.int32)
-    b_ptr = b0_ptr
-    ranks_ptr = ranks0_ptr
-    out_ptr = out0_ptr
-    stride = stride0
-    width = width0
-    if member == 1:
-        b_ptr = b1_ptr
-        ranks_ptr = ranks1_ptr
-        out_ptr = out1_ptr
-        stride = stride1
-        width = width1
-        block -= blocks0
-    if member == 2:
-        b_ptr = b2_ptr
-        ranks_ptr = ranks2_ptr
-        out_ptr = out2_ptr
-        stride = stride2
-        width = width2
-        block -= blocks0 + blocks1
-    rank = tl.load(ranks_ptr + slot)
+    block -= _of(member, 0, blocks0, blocks0 + blocks1)
+    b_ptr = _of(member, b0_ptr, b1_ptr, b2_ptr)
+    out_ptr = _of(member, out0_ptr, out1_ptr, out2_ptr)
+    stride = _of(member, stride0, stride1, stride2)
+    width = _of(member, width0, width1, width2)
+    rank = tl.load(_of(member, ranks0_ptr, ranks1_ptr, ranks2_ptr) + slot)
     if rank == 0:
         return
 

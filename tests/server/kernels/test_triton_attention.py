@@ -58,7 +58,9 @@ def test_few_queries_are_split_over_their_keys(case: Case, monkeypatch: pytest.M
 def test_a_negative_place_is_not_written() -> None:
     keys, values = torch.zeros(2, 4, 1, 3), torch.zeros(2, 4, 1, 5)
     key, value = torch.randn(2, 1, 3), torch.randn(2, 1, 5)
-    attention.write_kv(key, value, keys, values, torch.tensor([-1, 6]))
+    nothing = torch.zeros(0, dtype=torch.int64)
+    step = attention.AttentionStep(nothing, nothing, nothing, torch.tensor([-1, 6]))
+    step.write(key, value, keys, values)
     assert torch.equal(keys[1, 2], key[1])
     assert torch.equal(values[1, 2], value[1])
     assert keys.count_nonzero() == 3 and values.count_nonzero() == 5
