@@ -3,6 +3,12 @@
 import os
 
 import pytest
+import torch
+
+# Where there is no GPU, Triton's kernels are interpreted. The flag is read when they are decorated,
+# so it must be set before anything imports triton, as peft does.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 KEPT = ("ADAPTERD_TEST_ALL", "ADAPTERD_DATA")  # of the tests themselves; no settings
 

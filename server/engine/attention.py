@@ -7,7 +7,7 @@ step's own metadata as the keyword argument `paged`.
 
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from server.engine.plan import StepPlan
 from server.kernels.cpu.attention import paged_attention as native_attention
 from server.kernels.cpu.attention import write_kv
 from server.kernels.cpu.native import NativeKernels, Step
+
+if TYPE_CHECKING:
+    from server.kernels.triton.attention import AttentionStep  # triton need not be installed
 
 PAGED_ATTENTION = "adapterd_paged"
 
@@ -52,6 +55,7 @@ class PagedStep:
     plan: StepPlan
     cache: KVCache
     kernels: NativeKernels | None = None
+    triton: "AttentionStep | None" = None  # with it, all rows run on the Triton kernels
     contexts: tuple[int, ...] = field(init=False)  # tokens of each chunk's sequence, up to its end
     starts: tuple[int, ...] = field(init=False)  # query_starts, without asking the device
     seen: Tensor | None = field(init=False, default=None)  # contexts [chunks] int64, for kernels
@@ -110,14 +114,20 @@ def paged_attention(
     plan, cache = paged.plan, paged.cache
     new_keys = key[0, :, : plan.tokens].transpose(0, 1)
     new_values = value[0, :, : plan.tokens].transpose(0, 1)
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    sinks = None if s_aux is None else s_aux.float()
+    options = {"scale": scale, "window": sliding_window, "softcap": softcap, "sinks": sinks}
+    rows = query[0].transpose(0, 1)  # [tokens, heads, dim]
+    out = rows.new_empty(*rows.shape[:2], value.shape[-1])
+    out[plan.tokens :] = 0
+    if paged.triton is not None:
+        paged.triton.write(new_keys, new_values, *cache.tensors(layer))
+        paged.triton.attend(rows, *cache.tensors(layer), out, **options)
+        return out.unsqueeze(0), None
     if paged.kernels is None:
         cache.write(layer, plan.write_places, new_keys, new_values)
     else:
         write_kv(paged.kernels, new_keys, new_values, *cache.tensors(layer), plan.write_places)
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    rows = query[0].transpose(0, 1)  # [tokens, heads, dim]
-    out = rows.new_empty(*rows.shape[:2], value.shape[-1])
-    out[plan.tokens :] = 0
     if paged.kernels is not None and paged.seen is not None:
         native_attention(
             paged.kernels,
@@ -127,10 +137,7 @@ def paged_attention(
             plan.query_starts,
             paged.seen,
             out,
-            scale=scale,
-            window=sliding_window,
-            softcap=softcap,
-            sinks=None if s_aux is None else s_aux.float(),
+            **options,
         )
         return out.unsqueeze(0), None
     groups = [(0, plan.decodes)] if plan.decodes else []

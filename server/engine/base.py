@@ -144,6 +144,8 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise EngineStartFailed(f"--device {name} cannot be used: {error}") from error
+    if device.index is not None:
+        torch.cuda.set_device(device)  # Triton launches its kernels on the current one
     return device
 
 

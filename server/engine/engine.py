@@ -24,6 +24,7 @@ from server.adapters.methods.base import BoundMethod, SlotLimits
 from server.adapters.residency import Residency
 from server.engine.base import LoadedBase, load_base, self_check
 from server.engine.base_files import digest_files, resolve_model
+from server.engine.cuda_graphs import CudaCapture
 from server.engine.kv_cache import BlockPool, KVCache
 from server.engine.messages import (
     EngineConfig,
@@ -44,6 +45,7 @@ from server.engine.sampler import sample
 from server.engine.scheduler import Scheduler, SchedulerLimits
 from server.engine.sequence import Phase, Sequence
 from server.kernels.backend import default_backend
+from server.kernels.triton import usable as triton_usable
 
 MAX_FAILED_STEPS = 3
 """So many steps in a row may raise before the engine gives itself up, to be started afresh."""
@@ -103,7 +105,7 @@ class Engine:
             limits, self._prefixes, self._residency, base.eos_token_ids, base.device
         )
         attach(base)
-        self._runner = Runner(base, cache, tuple(bound.values()))
+        self._runner = _runner(config, base, cache, tuple(bound.values()))
         self._requests: dict[str, list[Sequence]] = {}  # those of its sequences that are not over
         self._failed_steps = 0
         self._steps = self._step_tokens = self._step_segments = 0
@@ -347,15 +349,35 @@ def _info(
         kv_blocks=blocks,
         block_size=config.block_size,
         parameters=base.parameters,
-        kernels=f"native-{base.kernels.name}" if base.kernels else "torch",
+        kernels=_kernels_name(config, base),
         modules=base.shapes,
         load_s=load_s,
     )
 
 
+def _triton(config: EngineConfig, base: LoadedBase) -> bool:
+    """Whether attention and the low-rank path run on the Triton kernels."""
+    return config.kernels == "auto" and triton_usable(base.device)
+
+
+def _kernels_name(config: EngineConfig, base: LoadedBase) -> str:
+    if base.kernels is not None:
+        return f"native-{base.kernels.name}"
+    return "triton" if _triton(config, base) else "torch"
+
+
+def _runner(
+    config: EngineConfig, base: LoadedBase, cache: KVCache, bound: tuple[BoundMethod, ...]
+) -> Runner:
+    """The runner, with CUDA graphs where they can be."""
+    triton = _triton(config, base)
+    capture = CudaCapture(base.device) if triton and config.cuda_graphs else None
+    return Runner(base, cache, bound, triton=triton, capture=capture)
+
+
 def _bind_methods(config: EngineConfig, base: LoadedBase) -> dict[str, BoundMethod]:
     """Every kind, bound to this base, by its name."""
-    backend = default_backend(base.device, base.kernels)
+    backend = default_backend(base.device, base.kernels, triton=_triton(config, base))
     limits = SlotLimits(config.max_resident_adapters, config.max_rank)
     return {
         method.kind: method.bind(

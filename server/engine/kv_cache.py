@@ -112,6 +112,6 @@ class KVCache:
 
     def wipe(self, blocks: list[int]) -> None:
         """Zeroes blocks."""
-        index = torch.tensor(blocks)
+        index = torch.tensor(blocks, device=next(iter(self._keys.values())).device)
         for tensor in (*self._keys.values(), *self._values.values()):
             tensor[index] = 0

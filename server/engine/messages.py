@@ -32,7 +32,8 @@ class EngineConfig:
     prefix_cache: bool = True
     host_cache_bytes: int = 1 << 30
     threads: int | None = None  # torch's; None: its default
-    kernels: Literal["auto", "torch"] = "auto"  # auto: native ones where there are any
+    kernels: Literal["auto", "torch"] = "auto"  # auto: native or Triton ones, where there are any
+    cuda_graphs: bool = True  # decode steps are captured and replayed, on CUDA
 
 
 @dataclass(frozen=True, slots=True)

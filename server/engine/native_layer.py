@@ -49,9 +49,7 @@ class Parts:
 class NativeLayer:
     """Stands in for one decoder layer's forward wherever a paged step is given to it."""
 
-    def __init__(
-        self, parts: Parts, kernels: NativeKernels, own: Callable[..., Tensor]
-    ) -> None:
+    def __init__(self, parts: Parts, kernels: NativeKernels, own: Callable[..., Tensor]) -> None:
         self._kernels = kernels
         self._own = own
         self.index = parts.index
@@ -71,9 +69,7 @@ class NativeLayer:
         cos, sin = kwargs["position_embeddings"]
         step = paged.native
         step.rotary, step.cos, step.sin = cos.shape[-1], cos.data_ptr(), sin.data_ptr()
-        self._kernels.layer(
-            ctypes.byref(self._job), ctypes.byref(step), hidden_states.data_ptr()
-        )
+        self._kernels.layer(ctypes.byref(self._job), ctypes.byref(step), hidden_states.data_ptr())
         return hidden_states
 
     def _layer(self, parts: Parts) -> Layer:

@@ -34,7 +34,7 @@ def sample(logits: Tensor, sequences: list[Sequence], stops: list[frozenset[int]
     vLLM's: penalties, temperature, min_p, top_k, top_p.
     """
     logits = logits.float()
-    finite = (logits.amax(dim=-1) < float("inf")).tolist()  # False for NaN too; -inf is a mask
+    finite_rows = logits.amax(dim=-1) < float("inf")  # False for NaN too; -inf is a mask
     raw = logits
     logits = _penalised(logits, sequences, stops)
     chosen = logits.argmax(dim=-1)
@@ -42,7 +42,7 @@ def sample(logits: Tensor, sequences: list[Sequence], stops: list[frozenset[int]
     if random:
         index = torch.tensor(random, device=logits.device)
         chosen[index] = _draw(logits[index], [sequences[row] for row in random])
-    ids = chosen.tolist()
+    ids, finite = torch.stack([chosen, finite_rows.long()]).tolist()  # one copy from the device
     tops = {
         row: _logprobs(raw[row], ids[row], sequence.sampling.logprobs)
         for row, sequence in enumerate(sequences)
@@ -103,8 +103,8 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
             column([p.top_k or logits.shape[1] for p in params]),
             column([p.top_p for p in params]),
         )
-    race = torch.stack([_exponential(logits.shape[1], sequence) for sequence in sequences])
-    return (logits.softmax(-1) / race.to(logits.device)).argmax(-1)
+    race = torch.stack([_exponential(logits, sequence) for sequence in sequences])
+    return (logits.softmax(-1) / race).argmax(-1)
 
 
 def _top_k_top_p(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
@@ -118,11 +118,12 @@ def _top_k_top_p(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     return torch.empty_like(logits).scatter_(1, index, ordered)
 
 
-def _exponential(vocab: int, sequence: Sequence) -> Tensor:
-    """Exp(1) noise [vocab] that depends on the sequence's seed and position alone."""
-    generator = torch.Generator()
+def _exponential(logits: Tensor, sequence: Sequence) -> Tensor:
+    """Exp(1) noise [vocab] that depends on the sequence's seed and position, and on the kind of
+    device, whose generator draws it."""
+    generator = torch.Generator(logits.device)
     generator.manual_seed((sequence.seed * 1_000_003 + sequence.output_length) % (1 << 63))
-    noise = torch.empty(vocab).exponential_(generator=generator)
+    noise = logits.new_empty(logits.shape[1]).exponential_(generator=generator)
     return noise.clamp_min_(torch.finfo(torch.float32).tiny)
 
 

@@ -27,6 +27,7 @@ class Stack:
     a: Tensor  # [slots, max_rank, in]
     b: Tensor  # [slots, max_rank, out]
     ranks: Tensor  # [slots] int32, on the host; 0: the slot's adapter leaves this module alone
+    device_ranks: Tensor | None = None  # the same beside a and b; None: they are on the host too
 
 
 class LowRankBackend(Protocol):
@@ -93,11 +94,20 @@ def check_cover(x: Tensor, segments: SegmentPlan) -> None:
         raise ValueError(f"segments cover {segments.tokens} rows, x has {x.shape[0]}")
 
 
-def default_backend(device: torch.device, kernels: "NativeKernels | None") -> LowRankBackend:
-    """The fastest form there is for this device; `kernels` are None where it has none."""
+def default_backend(
+    device: torch.device, kernels: "NativeKernels | None", *, triton: bool = False
+) -> LowRankBackend:
+    """The fastest form there is for this device; `kernels` are None where it has none.
+
+    `triton`: whether its kernels may be used.
+    """
     from server.kernels.cpu.native_backend import NativeBackend
     from server.kernels.cpu.torch_backend import TorchCpuBackend
 
+    if triton:
+        from server.kernels.triton.backend import TritonBackend  # triton need not be installed
+
+        return TritonBackend()
     if device.type != "cpu":
         return ReferenceBackend()
     return TorchCpuBackend() if kernels is None else NativeBackend(kernels)

@@ -66,6 +66,13 @@ class BoundMethod(Protocol):
         """Leaves nothing of this kind in the slot: another kind's adapter moves in."""
         ...
 
+    def await_copies(self, segments: SegmentPlan) -> None:
+        """What is enqueued from now on sees the slots of these segments as they were written.
+
+        Called before `begin_step`, outside of what a CUDA graph captures. The host does not wait.
+        """
+        ...
+
     def begin_step(self, segments: SegmentPlan) -> None:
         """From here until `end_step` the base's forward applies these segments."""
         ...

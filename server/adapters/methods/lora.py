@@ -14,6 +14,7 @@ from torch import Tensor
 from adapters_store.content import AdapterContent, AdapterFacts, BaseModel, LinearShape
 from server.adapters.methods.base import AdaptedLinears, HostAdapter, SlotLimits
 from server.adapters.methods.lora_config import LoraModule, read_lora
+from server.adapters.slot_copies import slot_copies
 from server.kernels.backend import LowRankBackend, Stack
 from server.kernels.segments import SegmentPlan
 
@@ -88,6 +89,11 @@ class _ModuleSlots:
             a=torch.zeros(*sizes, shape.in_features, dtype=dtype, device=device),
             b=torch.zeros(*sizes, shape.out_features, dtype=dtype, device=device),
             ranks=torch.zeros(limits.slots, dtype=torch.int32),
+            device_ranks=(
+                None
+                if device.type == "cpu"
+                else torch.zeros(limits.slots, dtype=torch.int32, device=device)
+            ),
         )
 
     def write(self, slot: int, pair: tuple[Tensor, Tensor] | None) -> None:
@@ -101,6 +107,8 @@ class _ModuleSlots:
             a[slot, :rank].copy_(pair[0], non_blocking=True)
             b[slot, :rank].copy_(pair[1], non_blocking=True)
         ranks[slot] = rank
+        if self.stack.device_ranks is not None and rank != old:
+            self.stack.device_ranks[slot].fill_(rank)
 
 
 class BoundLora:
@@ -115,6 +123,7 @@ class BoundLora:
         backend: LowRankBackend,
     ) -> None:
         self._backend = backend
+        self._copies = slot_copies(device)
         self._prepared: Any = None
         self._live = False  # whether any row of the step has an adapter
         self._slots: dict[str, _ModuleSlots] = {}
@@ -127,12 +136,17 @@ class BoundLora:
     def write(self, slot: int, adapter: HostAdapter) -> None:
         unknown = adapter.layout.keys() - self._slots.keys()
         assert not unknown, f"laid out for modules that are not bound: {sorted(unknown)[:3]}"
-        for name, slots in self._slots.items():
-            slots.write(slot, adapter.layout.get(name))
+        with self._copies.into(slot, adapter):
+            for name, slots in self._slots.items():
+                slots.write(slot, adapter.layout.get(name))
 
     def clear(self, slot: int) -> None:
-        for slots in self._slots.values():
-            slots.write(slot, None)
+        with self._copies.into(slot, None):
+            for slots in self._slots.values():
+                slots.write(slot, None)
+
+    def await_copies(self, segments: SegmentPlan) -> None:
+        self._copies.await_slots(segments.live_slots)
 
     def begin_step(self, segments: SegmentPlan) -> None:
         self._prepared = self._backend.prepare(segments)

@@ -21,9 +21,7 @@ class PackedLinear:
         out_features, in_features = weight.shape
         dtype, weight = DTYPES[weight.dtype], weight.contiguous()
         self._packed = weight.new_empty(kernels.packed_numbers(dtype, out_features, in_features))
-        kernels.pack(
-            dtype, weight.data_ptr(), self._packed.data_ptr(), out_features, in_features
-        )
+        kernels.pack(dtype, weight.data_ptr(), self._packed.data_ptr(), out_features, in_features)
         self._bias = None
         if bias is not None:
             panels = -(-out_features // kernels.panel)
