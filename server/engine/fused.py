@@ -68,7 +68,7 @@ def _equals(form: Callable[[Tensor], Tensor], module: nn.Module) -> bool:
 
 
 def close(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two results of one computation differ by rounding alone, as measured by the largest."""
+    """Whether two results of one computation differ by rounding alone."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False
     tolerance = 1e-5 if theirs.dtype == torch.float32 else 2e-2

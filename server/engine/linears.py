@@ -2,8 +2,9 @@
 
 q, k and v read the same hidden states, and so do gate and up. Their weights are laid side by side
 once, packed for the CPU (by the native library, or by oneDNN where it is not built), and computed
-together when the first of them is called; the others hand out their columns. Modules, names and classes stay as transformers made them: only
-`forward` of each instance is another, so adapters and architectures need not know.
+together when the first of them is called; the others hand out their columns. Modules, names and
+classes stay as transformers made them: only `forward` of each instance is another, so adapters and
+architectures need not know.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,13 +38,18 @@ class LinearGroup:
         self.names = tuple(modules)
         self.shapes = tuple(linear_shape(module) for module in modules.values())
         self._widths = [shape.out_features for shape in self.shapes]
-        self.hooks: list[Any] = []
+        self.hooks: list[Any] = []  # native.Hook of each listener, or None where it has none
         self._listeners: list[OnOutput] = []
         self._input: Tensor | None = None
         self._outputs: tuple[Tensor, ...] = ()
-        self.matmul = _matmul(self.modules, kernels)
+        self._matmul = _matmul(self.modules, kernels)
         for index, module in enumerate(modules.values()):
             module.forward = self._lead if index == 0 else self._follower(index)
+
+    @property
+    def packed(self) -> PackedLinear | None:
+        """The native form of the matmul, where it has one."""
+        return self._matmul if isinstance(self._matmul, PackedLinear) else None
 
     def on_output(self, listener: OnOutput, hook: Any | None) -> None:
         """From now on `listener` sees, and may add to, what the modules give.
@@ -55,7 +61,7 @@ class LinearGroup:
 
     def _lead(self, input: Tensor) -> Tensor:
         x = input.reshape(-1, input.shape[-1])
-        out = self.matmul(x)
+        out = self._matmul(x)
         outputs = out.split_with_sizes(self._widths, 1) if len(self._widths) > 1 else (out,)
         for listener in self._listeners:
             listener(x, outputs)

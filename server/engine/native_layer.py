@@ -23,12 +23,20 @@ from server.engine.linears import LinearGroup
 from server.engine.messages import SamplingParams
 from server.engine.plan import Chunk, build_plan
 from server.engine.sequence import Sequence
-from server.kernels.cpu.native import DTYPES, Group, Hook, Layer, NativeKernels, Norm
+from server.kernels.cpu.native import Group, Hook, Layer, NativeKernels, Norm
 from server.kernels.cpu.packed_linear import PackedLinear
 
 CHECK_BLOCK = 16
 CHECK_CHUNKS = ((17, 1), (39, 1), (0, 5), (30, 18))
 """(start, tokens) of the chunks that a layer is tried with, over a cache of random numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class NativeGroup:
+    """Modules that read one input, packed, and what adapters add to them."""
+
+    linear: PackedLinear
+    hooks: tuple[Hook, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +48,7 @@ class Parts:
     heads: int
     activation: int
     norms: dict[str, RmsNorm]  # by the names that native.Layer has for them
-    qkv: LinearGroup
-    o: LinearGroup
-    gate_up: LinearGroup
-    down: LinearGroup
+    groups: dict[str, NativeGroup]  # likewise
 
 
 class NativeLayer:
@@ -79,7 +84,7 @@ class NativeLayer:
         query = parts.norms.get("query_norm")
         whole = query is not None and query.weight.shape[0] != shape.key_dim
         return Layer(
-            dtype=parts.qkv.matmul.job.dtype,
+            dtype=parts.groups["qkv"].linear.job.dtype,
             activation=parts.activation,
             norm_whole_rows=whole,
             heads=parts.heads,
@@ -91,20 +96,17 @@ class NativeLayer:
             softcap=attention.softcap or 0.0,
             sinks=None if sinks is None else sinks.data_ptr(),
             **{place: self._norm(norm) for place, norm in parts.norms.items()},
-            qkv=self._group(parts.qkv),
-            o=self._group(parts.o),
-            gate_up=self._group(parts.gate_up),
-            down=self._group(parts.down),
+            **{name: self._group(group) for name, group in parts.groups.items()},
         )
 
     def _norm(self, norm: RmsNorm) -> Norm:
         self._kept.append(norm.weight)
         return Norm(norm.weight.data_ptr(), norm.eps, norm.plus_one)
 
-    def _group(self, group: LinearGroup) -> Group:
+    def _group(self, group: NativeGroup) -> Group:
         hooks = (Hook * max(1, len(group.hooks)))(*group.hooks)
         self._kept += [hooks, group]
-        return Group(group.matmul.job, len(group.hooks), hooks)
+        return Group(group.linear.job, len(group.hooks), hooks)
 
 
 def attach(base: LoadedBase) -> int:
@@ -114,10 +116,10 @@ def attach(base: LoadedBase) -> int:
     """
     if base.kernels is None:
         return 0
-    groups = {group.modules: group for group in base.linears}
+    known = {group.modules: group for group in base.linears}
     candidates: dict[nn.Module, NativeLayer] = {}
     for module in base.model.modules():
-        parts = _parts(module, base, groups)
+        parts = _parts(module, base.attention, known, base.kernels)
         if parts is not None:
             candidates[module] = NativeLayer(parts, base.kernels, module.forward)
     accepted = _accepted(base, candidates) if candidates else []
@@ -127,49 +129,52 @@ def attach(base: LoadedBase) -> int:
 
 
 def _parts(
-    module: Any, base: LoadedBase, groups: dict[tuple[nn.Module, ...], LinearGroup]
+    module: Any,
+    attentions: dict[int, AttentionFacts],
+    known: dict[tuple[nn.Module, ...], LinearGroup],
+    kernels: NativeKernels,
 ) -> Parts | None:
     """A layer's parts by the names of Llama's family; None where one is missing or unknown."""
     attention, mlp = getattr(module, "self_attn", None), getattr(module, "mlp", None)
-    facts = base.attention.get(getattr(attention, "layer_idx", -1))
+    facts = attentions.get(getattr(attention, "layer_idx", -1))
     function = getattr(mlp, "act_fn", getattr(mlp, "activation_fn", None))
     if facts is None or function is None:
         return None
     activation = activation_of(function)
-    qkv = _group(groups, attention, "q_proj k_proj v_proj", "qkv_proj")
-    o = _group(groups, attention, "o_proj")
-    gate_up = _group(groups, mlp, "gate_proj up_proj", "gate_up_proj")
-    down = _group(groups, mlp, "down_proj")
-    norms = _norms(module, attention, base)
-    if activation is None or norms is None or not (qkv and o and gate_up and down):
+    groups = {
+        "qkv": _group(known, attention, "q_proj k_proj v_proj", "qkv_proj"),
+        "o": _group(known, attention, "o_proj"),
+        "gate_up": _group(known, mlp, "gate_proj up_proj", "gate_up_proj"),
+        "down": _group(known, mlp, "down_proj"),
+    }
+    native = {name: group for name, group in groups.items() if group is not None}
+    norms = _norms(module, attention, kernels)
+    if activation is None or norms is None or len(native) < len(groups):
         return None
-    shape, inner = facts.shape, down.matmul.job.in_features
-    heads = o.matmul.job.in_features // shape.value_dim
+    shape, inner = facts.shape, native["down"].linear.job.in_features
+    heads = native["o"].linear.job.in_features // shape.value_dim
     keyed = (heads + shape.kv_heads) * shape.key_dim
     fits = (
-        qkv.matmul.job.out_features == keyed + shape.kv_heads * shape.value_dim
-        and gate_up.matmul.job.out_features == 2 * inner
+        native["qkv"].linear.job.out_features == keyed + shape.kv_heads * shape.value_dim
+        and native["gate_up"].linear.job.out_features == 2 * inner
     )
     index: int = attention.layer_idx  # type: ignore[union-attr]
-    if not fits:
-        return None
-    return Parts(index, facts, heads, activation, norms, qkv, o, gate_up, down)
+    return Parts(index, facts, heads, activation, norms, native) if fits else None
 
 
 def _group(
-    groups: dict[tuple[nn.Module, ...], LinearGroup], owner: Any, *forms: str
-) -> LinearGroup | None:
+    known: dict[tuple[nn.Module, ...], LinearGroup], owner: Any, *forms: str
+) -> NativeGroup | None:
     """The group that is exactly the modules of one of `forms`, packed and with native hooks."""
     for names in forms:
         modules = tuple(getattr(owner, name, None) for name in names.split())
-        group = groups.get(modules)  # type: ignore[arg-type]
-        if group is not None:
-            native = isinstance(group.matmul, PackedLinear) and None not in group.hooks
-            return group if native else None
+        group = known.get(modules)  # type: ignore[arg-type]
+        if group is not None and group.packed is not None and None not in group.hooks:
+            return NativeGroup(group.packed, tuple(group.hooks))
     return None
 
 
-def _norms(module: Any, attention: Any, base: LoadedBase) -> dict[str, RmsNorm] | None:
+def _norms(module: Any, attention: Any, kernels: NativeKernels) -> dict[str, RmsNorm] | None:
     """Where a layer's norms stand: Gemma's, Llama's or OLMo 2's places. None if one is unknown."""
     if hasattr(module, "pre_feedforward_layernorm"):
         places = {
@@ -193,7 +198,7 @@ def _norms(module: Any, attention: Any, base: LoadedBase) -> dict[str, RmsNorm] 
         modules |= {"query_norm": attention.q_norm, "key_norm": getattr(attention, "k_norm", None)}
     found: dict[str, RmsNorm] = {}
     for place, norm_module in modules.items():
-        norm = None if norm_module is None else rms_norm_of(norm_module, base.kernels)
+        norm = None if norm_module is None else rms_norm_of(norm_module, kernels)
         if norm is None:
             return None
         found[place] = norm
