@@ -249,7 +249,7 @@ struct Work {
     int64_t kv, together;         // kv heads; together is one where it is a tile
     int64_t from, to;             // tokens
     int64_t part, parts;          // which part of the context; its parts follow each other
-    int64_t rows, record;         // query rows of a kv head's record; where records begin, in floats
+    int64_t rows, record;         // query rows of a record; where the records begin, in floats
 };
 
 // Cuts a chunk into pieces of work, the longest first, and writes them to `work` unless it is null.
@@ -275,7 +275,8 @@ static int64_t cut(const ad_attention *p, int64_t chunk, int64_t groups, Work *w
         const int64_t rows = decode ? share : round_up((last - first) * share, BLOCK_ROWS);
         for (int64_t kv = 0; kv < p->kv_heads; kv += together)
             for (int64_t part = 0; part < parts; part++, found++) {
-                const int64_t start = from + part * size, end = start + size < to ? start + size : to;
+                const int64_t start = from + part * size;
+                const int64_t end = start + size < to ? start + size : to;
                 if (work)
                     work[found] = {decode, chunk, first, last - first, kv,   together,
                                    start,  end,   part,  parts,        rows, *record};
@@ -306,7 +307,8 @@ static void paged_attention_of(const ad_attention *p) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < pieces; i++) {
             const Work &w = work[i];
-            const int64_t between = sums_size(p, w.rows), token = p->query_starts[w.chunk] + w.first;
+            const int64_t between = sums_size(p, w.rows);
+            const int64_t token = p->query_starts[w.chunk] + w.first;
             const int64_t room = w.decode ? w.together * share * p->key_dim
                                               : tile_room(p, w.rows);
             float *scratch = own.room(room + w.together * between);

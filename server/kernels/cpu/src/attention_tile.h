@@ -1,9 +1,9 @@
 // Attention of tiles of query rows, for prefill chunks.
 //
 // A tile is some tokens of one chunk × the query heads that share a kv head. Runs of keys and
-// values are converted and laid out for the registers once per tile, then a block of BLOCK_ROWS query
-// rows at a time takes scores, online softmax and weighted sum while the run is in the nearest
-// cache; no matrix of scores is ever stored. Runs that no row of a block may see are skipped.
+// values are converted and laid out for the registers once per tile, then a block of query rows at
+// a time takes scores, online softmax and weighted sum while the run is in the nearest cache; no
+// matrix of scores is ever stored. Runs that no row of a block may see are skipped.
 // After FlashAttention-2, arXiv:2307.08691.
 //
 // Runs begin at multiples of TILE_KEYS from the sequence's first token, and what is masked weighs
@@ -19,10 +19,8 @@ static constexpr int BLOCK_VECTORS = 4;  // vectors of scores or sums of each ro
 static constexpr int BLOCK_VECTORS = 2;
 #endif
 
-// PER, below: elements that a 32-bit word of a tile's operands holds. Two, for dot products of pairs
-// of bfloat16, where these are fast; else one, converted to float32.
-
-AD_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+// PER, below: elements that a 32-bit word of a tile's operands holds. Two, for dot products of
+// pairs of bfloat16, where these are fast; else one, converted to float32.
 
 // Unnormalised results of query rows: the greatest score, the sum of weights and the weighted sum
 // of values, whose rows lie value_dim rounded up to VL floats apart.
@@ -243,6 +241,32 @@ AD_INLINE float weigh(float *scores, int64_t count, int64_t begin, int64_t end, 
     return decay;
 }
 
+// A block of query rows, the tile's from `first` on, takes in the run's keys [0, seen). `position`
+// is that of the tile's first token, counted from the run's.
+template <int PER>
+AD_INLINE void attend_block(const ad_attention *p, const float *q, int64_t words,
+                            const float *keys, const float *values, int64_t seen,
+                            int64_t position, int64_t first, Sums sums) {
+    constexpr int WIDE = BLOCK_VECTORS * VL;
+    const int64_t share = p->heads / p->kv_heads, apart = sums_apart(p);
+    alignas(64) float scores[BLOCK_ROWS * TILE_KEYS];
+    float decay[BLOCK_ROWS];
+    int64_t i = 0, d = 0;
+    for (; i + WIDE <= seen; i += WIDE)
+        tile_scores<PER, BLOCK_VECTORS>(q, words, keys + i, p->scale, scores + i);
+    for (; i < seen; i += VL) tile_scores<PER, 1>(q, words, keys + i, p->scale, scores + i);
+    for (int64_t r = 0; r < BLOCK_ROWS; r++) {
+        const int64_t at = position + (first + r) / share;
+        const int64_t begin = p->window ? at + 1 - p->window : 0;
+        decay[r] = weigh<PER>(scores + r * TILE_KEYS, seen, begin, at + 1, p->softcap,
+                              sums.greatest + r, sums.total + r);
+    }
+    for (; d + WIDE <= apart; d += WIDE)
+        tile_mix<PER, BLOCK_VECTORS>(scores, decay, values + d, seen / PER, sums.values + d, apart);
+    for (; d < apart; d += VL)
+        tile_mix<PER, 1>(scores, decay, values + d, seen / PER, sums.values + d, apart);
+}
+
 // Floats of scratch memory that a tile takes: `rows` query rows, a run, and a row of zeros.
 static int64_t tile_room(const ad_attention *p, int64_t rows) {
     const int64_t kd = round_up(p->key_dim, VL), vd = sums_apart(p);
@@ -250,8 +274,8 @@ static int64_t tile_room(const ad_attention *p, int64_t rows) {
 }
 
 // Rows [first, first + count) of a chunk, in the query heads of one kv head, attend to those of
-// tokens [from, to) that each may see; `from` is a multiple of TILE_KEYS. `sums` are of count · share
-// query rows, heads innermost, rounded up to BLOCK_ROWS.
+// tokens [from, to) that each may see; `from` is a multiple of TILE_KEYS. `sums` are of
+// count · share query rows, heads innermost, rounded up to BLOCK_ROWS.
 template <typename T, int PER>
 static void attend_tile(const ad_attention *p, int64_t chunk, int64_t first, int64_t count,
                         int64_t kv, int64_t from, int64_t to, Sums sums, float *room) {
@@ -263,9 +287,11 @@ static void attend_tile(const ad_attention *p, int64_t chunk, int64_t first, int
     const int64_t position = p->contexts[chunk] - ends + first;  // of the tile's first token
     const int64_t *table = p->tables + chunk * p->table_stride;
     if (to > position + count) to = position + count;
-    if (p->window && position + 1 - p->window > from) from = (position + 1 - p->window) / TILE_KEYS * TILE_KEYS;
+    if (p->window && position + 1 - p->window > from)
+        from = (position + 1 - p->window) / TILE_KEYS * TILE_KEYS;
 
-    float *keys = room, *values = keys + TILE_KEYS * round_up(kd, VL), *zeros = values + TILE_KEYS * apart;
+    float *keys = room, *values = keys + TILE_KEYS * round_up(kd, VL);
+    float *zeros = values + TILE_KEYS * apart;
     float *q = zeros + (apart > round_up(kd, VL) ? apart : round_up(kd, VL));
     for (float *zero = zeros; zero < q; zero++) *zero = 0;
     for (int64_t r = 0; r < padded; r++) {
@@ -288,29 +314,13 @@ static void attend_tile(const ad_attention *p, int64_t chunk, int64_t first, int
         pack_values<PER>(v, round_up(run, VL), vd, values, apart);
         for (int64_t r = 0; r < padded; r += BLOCK_ROWS) {
             const int64_t low = position + r / share;
-            const int64_t high = position + (r + BLOCK_ROWS > rows ? rows - 1 : r + BLOCK_ROWS - 1) / share;
+            const int64_t last = r + BLOCK_ROWS > rows ? rows - 1 : r + BLOCK_ROWS - 1;
+            const int64_t high = position + last / share;
             if (t > high || (p->window && t + TILE_KEYS <= low + 1 - p->window)) continue;
             const int64_t reach = high + 1 - t < run ? high + 1 - t : run;
             const int64_t seen = round_up(reach, VL);
-            alignas(64) float scores[BLOCK_ROWS * TILE_KEYS];
-            float decay[BLOCK_ROWS];
-            int64_t i = 0;
-            for (; i + BLOCK_VECTORS * VL <= seen; i += BLOCK_VECTORS * VL)
-                tile_scores<PER, BLOCK_VECTORS>(q + r * words, words, keys + i, p->scale, scores + i);
-            for (; i < seen; i += VL)
-                tile_scores<PER, 1>(q + r * words, words, keys + i, p->scale, scores + i);
-            for (int64_t j = 0; j < BLOCK_ROWS; j++) {
-                const int64_t at = position + (r + j) / share - t;
-                const int64_t begin = p->window ? at + 1 - p->window : 0;
-                decay[j] = weigh<PER>(scores + j * TILE_KEYS, seen, begin, at + 1, p->softcap,
-                                      sums.greatest + r + j, sums.total + r + j);
-            }
-            float *to_sums = sums.values + r * apart;
-            int64_t d = 0;
-            for (; d + BLOCK_VECTORS * VL <= apart; d += BLOCK_VECTORS * VL)
-                tile_mix<PER, BLOCK_VECTORS>(scores, decay, values + d, seen / PER, to_sums + d, apart);
-            for (; d < apart; d += VL)
-                tile_mix<PER, 1>(scores, decay, values + d, seen / PER, to_sums + d, apart);
+            attend_block<PER>(p, q + r * words, words, keys, values, seen, position - t, r,
+                              {sums.greatest + r, sums.total + r, sums.values + r * apart});
         }
     }
 }

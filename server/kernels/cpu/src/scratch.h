@@ -1,4 +1,5 @@
-// Memory that a thread keeps from call to call, aligned for any vector. Included inside a namespace.
+// Memory that a thread keeps from call to call, aligned for any vector. Included inside a
+// namespace.
 
 template <typename T>
 struct Scratch {

@@ -22,6 +22,12 @@ AD_INLINE float to_float(bf16 x) {
     return f;
 }
 
+AD_INLINE uint32_t bits_of(float f) {
+    uint32_t u;
+    __builtin_memcpy(&u, &f, 4);
+    return u;
+}
+
 // Round to nearest, ties to even, as torch does; a NaN stays one.
 AD_INLINE uint16_t bf16_bits(float f) {
     uint32_t u;
@@ -33,6 +39,8 @@ AD_INLINE void store1(float *p, float f) { *p = f; }
 AD_INLINE void store1(bf16 *p, float f) { p->bits = bf16_bits(f); }
 AD_INLINE float rounded(float f, const float *) { return f; }
 AD_INLINE float rounded(float f, const bf16 *) { return to_float(bf16{bf16_bits(f)}); }
+
+AD_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 AD_INLINE vf splat(float f) { return f - (vf){}; }
 
