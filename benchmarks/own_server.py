@@ -1,5 +1,6 @@
 """A server of one's own for as long as a `with` lasts, and what is set up on it over HTTP."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -33,9 +34,11 @@ class OwnServer:
 def own_server(base: Path, *options: str) -> Iterator[OwnServer]:
     """`adapterd serve` on a free loopback port, with a data folder of its own; stopped at the end.
 
-    Raises ServerNotReady.
+    Also when SIGTERM ends the benchmark meanwhile. Main thread only. Raises ServerNotReady.
     """
     with ExitStack() as stack:
+        before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        stack.callback(signal.signal, signal.SIGTERM, before)
         data = stack.enter_context(tempfile.TemporaryDirectory())
         log = stack.enter_context(tempfile.TemporaryFile(mode="w+"))
         port = _free_port()

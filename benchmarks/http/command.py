@@ -35,6 +35,7 @@ SHORT = Plan(
     shares=(0.4, 0.8),
     seconds=15.0,
     passes=1,
+    streams=64,
     beside_requests=32,
     beside_repeats=2,
     long_repeats=2,

@@ -4,7 +4,7 @@ Here: StepPace. Not here: sequences, the budget of a step, clocks (it is told ho
 """
 
 UNIT = 16  # tokens: so many weigh as much as the fixed part, when an error is shared out
-SLOWEST_RATE = 0.2  # a step's weight against those of its kind before it, once there were some
+RATE_LATE, RATE_EARLY = 0.1, 0.5  # a step's weight against those of its kind before it, at least
 KNOWN_STEPS = 16  # of a kind; from then on one counts as twice as long as expected, at most
 LEAST_ROOM = 16  # tokens: a prompt always goes on
 
@@ -13,7 +13,8 @@ class StepPace:
     """Seconds of a step ≈ fixed + decodes · per decode + prompt tokens · per prompt token.
 
     Each step corrects the three by its error, each in proportion to its part in that step, so a
-    step without a prompt leaves what is known of prompts as it was. Always true: none is negative.
+    step without a prompt leaves what is known of prompts as it was. A step that was early weighs
+    more: there are many reasons to be late, and one to be early. Always true: none is negative.
     Source: normalised least mean squares, Widrow and Hoff.
     """
 
@@ -29,7 +30,8 @@ class StepPace:
         if self._seen[kind] >= KNOWN_STEPS:
             seconds = min(seconds, 2 * expected)
         self._seen[kind] += 1
-        rate = max(SLOWEST_RATE, 1 / self._seen[kind])
+        least_rate = RATE_LATE if seconds > expected else RATE_EARLY
+        rate = max(least_rate, 1 / self._seen[kind])
         pull = rate * (seconds - expected) / sum(one * one for one in scaled)
         parts = zip(self._parts, scaled, strict=True)
         self._parts = [max(0.0, part + pull * one) for part, one in parts]
