@@ -189,6 +189,15 @@ class Settings(BaseSettings):
     max_sequences: int = _setting(
         64, "Engine", "Sequences generated at once; more wait.", example="128", ge=1
     )
+    speculative_tokens: int = _setting(
+        0,
+        "Engine",
+        "Tokens guessed per sequence and forward pass, at most, from what its prompt and answer "
+        "repeat; each is checked before it counts. 0: none.",
+        example="8",
+        ge=0,
+        le=64,
+    )
     threads: int | None = _setting(
         None, "Engine", "CPU threads for tensor work. Default: torch's choice.", example="4", ge=1
     )
@@ -248,6 +257,7 @@ class Settings(BaseSettings):
             kv_cache_bytes=self.kv_cache_bytes,
             max_batch_tokens=self.max_batch_tokens,
             max_sequences=self.max_sequences,
+            speculative_tokens=self.speculative_tokens,
             prefix_cache=self.prefix_cache,
             host_cache_bytes=self.host_cache_bytes,
             threads=self.threads,

@@ -92,7 +92,12 @@ class Engine:
             dtype=base.dtype,
             host_cache_bytes=config.host_cache_bytes,
         )
-        limits = SchedulerLimits(config.max_batch_tokens, config.max_sequences, config.block_size)
+        limits = SchedulerLimits(
+            config.max_batch_tokens,
+            config.max_sequences,
+            config.block_size,
+            config.speculative_tokens,
+        )
         self._scheduler = Scheduler(
             limits, self._prefixes, self._residency, base.eos_token_ids, base.device
         )
@@ -153,7 +158,7 @@ class Engine:
         started = time.perf_counter()
         try:
             logits = self._runner.run(plan)
-            sampled = sample(logits, [c.sequence for c in plan.sampled], self._stops(plan))
+            sampled = sample(logits, plan.sampled, self._stops(plan))
         except Exception as error:  # whatever torch raises ends this step's requests, no others
             return events + self._fail_step(plan, error)
         self._failed_steps = 0
@@ -174,6 +179,9 @@ class Engine:
             kv_blocks_used=self._prefixes.used,
             kv_blocks_total=self._pool.total,
             preemptions=self._scheduler.preemptions,
+            drafts=self._scheduler.drafts,
+            drafted_tokens=self._scheduler.drafted_tokens,
+            accepted_tokens=self._scheduler.accepted_tokens,
             prefix_queries=self._prefixes.queried_tokens,
             prefix_hits=self._prefixes.hit_tokens,
             steps=self._steps,

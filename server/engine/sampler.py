@@ -2,12 +2,13 @@
 sequence alone, so batch mates, pre-emption and restarts of the queue never change it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from server.engine.sequence import Sequence
+from server.engine.plan import Chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ class Sampled:
     tokens: tuple[SampledToken | None, ...]
 
 
-def sample(logits: Tensor, sequences: list[Sequence], stops: list[frozenset[int]]) -> Sampled:
-    """Chooses the next token of each row.
+def sample(logits: Tensor, rows: Sequence[Chunk], stops: list[frozenset[int]]) -> Sampled:
+    """Chooses the token that follows each row's chunk.
 
     logits [samples, vocab]; `stops[row]` are the ids that would end the sequence. The order is
     vLLM's: penalties, temperature, min_p, top_k, top_p.
@@ -36,17 +37,17 @@ def sample(logits: Tensor, sequences: list[Sequence], stops: list[frozenset[int]
     logits = logits.float()
     finite = (logits.amax(dim=-1) < float("inf")).tolist()  # False for NaN too; -inf is a mask
     raw = logits
-    logits = _penalised(logits, sequences, stops)
+    logits = _penalised(logits, rows, stops)
     chosen = logits.argmax(dim=-1)
-    random = [row for row, s in enumerate(sequences) if s.sampling.temperature > 0]
+    random = [row for row, chunk in enumerate(rows) if chunk.sequence.sampling.temperature > 0]
     if random:
         index = torch.tensor(random, device=logits.device)
-        chosen[index] = _draw(logits[index], [sequences[row] for row in random])
+        chosen[index] = _draw(logits[index], [rows[row] for row in random])
     ids = chosen.tolist()
     tops = {
-        row: _logprobs(raw[row], ids[row], sequence.sampling.logprobs)
-        for row, sequence in enumerate(sequences)
-        if sequence.sampling.logprobs is not None and finite[row]
+        row: _logprobs(raw[row], ids[row], chunk.sequence.sampling.logprobs)
+        for row, chunk in enumerate(rows)
+        if chunk.sequence.sampling.logprobs is not None and finite[row]
     }
     return Sampled(
         tuple(
@@ -56,24 +57,24 @@ def sample(logits: Tensor, sequences: list[Sequence], stops: list[frozenset[int]
     )
 
 
-def _penalised(logits: Tensor, sequences: list[Sequence], stops: list[frozenset[int]]) -> Tensor:
+def _penalised(logits: Tensor, rows: Sequence[Chunk], stops: list[frozenset[int]]) -> Tensor:
     """Repetition (CTRL, arXiv:1909.05858; over prompt and output), presence and frequency
     (OpenAI's; over output), and min_tokens. Copies only if a row needs it."""
     copied = False
-    for row, sequence in enumerate(sequences):
-        s = sequence.sampling
-        too_short = sequence.output_length < s.min_tokens and stops[row]
+    for row, chunk in enumerate(rows):
+        s = chunk.sequence.sampling
+        too_short = chunk.output_length < s.min_tokens and stops[row]
         plain = s.repetition_penalty == 1 and not s.presence_penalty and not s.frequency_penalty
         if plain and not too_short:
             continue
         if not copied:
             logits, copied = logits.clone(), True
         if s.repetition_penalty != 1:
-            seen = torch.tensor(sorted(set(sequence.tokens)), device=logits.device)
+            seen = torch.tensor(sorted(set(chunk.text)), device=logits.device)
             values = logits[row, seen]
             factor = s.repetition_penalty
             logits[row, seen] = torch.where(values > 0, values / factor, values * factor)
-        output = sequence.tokens[sequence.prompt_length :]
+        output = chunk.text[chunk.sequence.prompt_length :]
         if output and (s.presence_penalty or s.frequency_penalty):
             ids, counts = torch.tensor(output, device=logits.device).unique(return_counts=True)
             logits[row, ids] -= s.presence_penalty + s.frequency_penalty * counts
@@ -82,7 +83,7 @@ def _penalised(logits: Tensor, sequences: list[Sequence], stops: list[frozenset[
     return logits
 
 
-def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
+def _draw(logits: Tensor, rows: Sequence[Chunk]) -> Tensor:
     """One token per row of logits [rows, vocab], all of whose temperatures are above 0.
 
     The draw is the exponential race: argmax(p / e), e ~ Exp(1), which is a draw from p and
@@ -92,7 +93,7 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, device=logits.device, dtype=torch.float32).unsqueeze(1)
 
-    params = [sequence.sampling for sequence in sequences]
+    params = [chunk.sequence.sampling for chunk in rows]
     logits = logits / column([p.temperature for p in params])
     if any(p.min_p > 0 for p in params):
         floor = column([p.min_p for p in params]).log() + logits.amax(-1, keepdim=True)
@@ -103,7 +104,7 @@ def _draw(logits: Tensor, sequences: list[Sequence]) -> Tensor:
             column([p.top_k or logits.shape[1] for p in params]),
             column([p.top_p for p in params]),
         )
-    race = torch.stack([_exponential(logits.shape[1], sequence) for sequence in sequences])
+    race = torch.stack([_exponential(logits.shape[1], chunk) for chunk in rows])
     return (logits.softmax(-1) / race.to(logits.device)).argmax(-1)
 
 
@@ -118,10 +119,10 @@ def _top_k_top_p(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     return torch.empty_like(logits).scatter_(1, index, ordered)
 
 
-def _exponential(vocab: int, sequence: Sequence) -> Tensor:
+def _exponential(vocab: int, row: Chunk) -> Tensor:
     """Exp(1) noise [vocab] that depends on the sequence's seed and position alone."""
     generator = torch.Generator()
-    generator.manual_seed((sequence.seed * 1_000_003 + sequence.output_length) % (1 << 63))
+    generator.manual_seed((row.sequence.seed * 1_000_003 + row.output_length) % (1 << 63))
     noise = torch.empty(vocab).exponential_(generator=generator)
     return noise.clamp_min_(torch.finfo(torch.float32).tiny)
 

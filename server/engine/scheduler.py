@@ -4,7 +4,7 @@ Here: Scheduler. Not here: HTTP, text, the catalog, tensor maths.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from server.adapters.residency import Residency
 from server.engine.messages import Failed, FinishReason, Timing, TokenEvent
 from server.engine.plan import Chunk, StepPlan, build_plan
 from server.engine.prefix_cache import PrefixCache
+from server.engine.prompt_lookup import PromptLookup
 from server.engine.sampler import Sampled, SampledToken
 from server.engine.sequence import Phase, Sequence
 
@@ -33,10 +34,11 @@ class SchedulerLimits:
     max_batch_tokens: int
     max_sequences: int
     block_size: int
+    speculative_tokens: int = 0  # drafts per sequence and step, at most
 
 
 class Scheduler:
-    """Continuous batching: decodes first, then chunks of prompts, within a token budget.
+    """Continuous batching: decodes first, then chunks of prompts, then drafts, in a token budget.
 
     Must stay true: a sequence is in exactly one of waiting and running until it is over; only
     sequences that are not over hold blocks or a lease, and each gives them back exactly once.
@@ -59,6 +61,9 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in order of arrival
         self.preemptions = 0
+        self.drafts = 0  # times that a sequence had drafts in a step
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0  # of those
 
     @property
     def running(self) -> tuple[Sequence, ...]:
@@ -72,6 +77,8 @@ class Scheduler:
         """Queues a new sequence, and starts to read its adapter at once."""
         if sequence.adapter is not None:
             self._residency.request(sequence.adapter)
+        if self._limits.speculative_tokens:
+            sequence.lookup = PromptLookup(self._limits.speculative_tokens)
         self._waiting.append(sequence)
 
     def schedule(self) -> StepPlan | None:
@@ -81,21 +88,52 @@ class Scheduler:
         chunks += self._admit(self._limits.max_batch_tokens - spent)
         if not chunks:
             return None
+        if self._limits.speculative_tokens:
+            chunks += self._drafts(chunks)
         return build_plan(chunks, self._residency.ranks, self._limits.block_size, self._device)
 
     def apply(self, plan: StepPlan, sampled: Sampled) -> list[TokenEvent | Failed]:
-        """Appends a step's tokens, ends what they end, and returns the events in row order."""
+        """Appends a step's tokens, ends what they end, and returns the events in row order.
+
+        A draft's row counts if all rows ahead of it said what was drafted. It has then been
+        sampled from the very tokens that a plain decode would have sampled it from.
+        """
         now = time.perf_counter()
         for chunk in plan.chunks:
-            chunk.sequence.computed += chunk.count
-        events = [
-            self._apply_token(chunk.sequence, sampled.tokens[row], now)
-            for row, chunk in enumerate(plan.sampled)
-        ]
+            if not chunk.drafted:
+                chunk.sequence.computed += chunk.count
+        events: list[TokenEvent | Failed] = []
+        rejected: list[tuple[Chunk, SampledToken | None]] = []
+        for chunk, token in zip(plan.sampled, sampled.tokens, strict=True):
+            sequence = chunk.sequence
+            if chunk.drafted:
+                if sequence.phase is not Phase.RUNNING or not chunk.came_true:
+                    rejected.append((chunk, token))
+                    continue
+                sequence.computed += 1
+            events.append(self._apply_token(sequence, token, now))
+        self._learn(plan, rejected)
         for chunk in plan.chunks:
             if chunk.sequence.phase is Phase.RUNNING:
                 self._cache.keep(chunk.sequence)
         return events
+
+    def _learn(self, plan: StepPlan, rejected: list[tuple[Chunk, SampledToken | None]]) -> None:
+        """Counts the step's drafts, and tells each sequence how its own fared."""
+        drafted = Counter(chunk.sequence for chunk in plan.sampled if chunk.drafted)
+        missed = Counter(chunk.sequence for chunk, _ in rejected)
+        self.drafts += len(drafted)
+        self.drafted_tokens += drafted.total()
+        self.accepted_tokens += drafted.total() - missed.total()
+        for sequence, count in drafted.items():
+            if sequence.lookup is not None:
+                sequence.lookup.learn(count, count - missed[sequence])
+        for sequence in {chunk.sequence for chunk, token in rejected if token is None}:
+            if sequence.phase is Phase.RUNNING:
+                # What a rejected draft leaves in a block is masked, but a masked NaN would spread:
+                # the sequence goes on from clean blocks, and guesses no more.
+                sequence.lookup = None
+                self._preempt(sequence)
 
     def _apply_token(
         self, sequence: Sequence, sampled: SampledToken | None, now: float
@@ -220,6 +258,38 @@ class Scheduler:
             chunks.append(Chunk(sequence, sequence.computed, count))
             budget -= count
         return chunks
+
+    def _drafts(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Guesses at what the decodes among `chunks` say next, with what is left of the budget.
+
+        Everything else in the step has its rows and blocks by now. Nobody is pre-empted for a
+        guess, and it takes no block but those that the running could do without.
+        """
+        drafts: list[Chunk] = []
+        budget = self._limits.max_batch_tokens - sum(chunk.count for chunk in chunks)
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if sequence.lookup is None or chunk.count > 1 or not chunk.samples:
+                continue
+            room = min(budget - len(drafts), self._room_for_drafts(sequence))
+            guess = sequence.lookup.propose(sequence.tokens, room)
+            if guess:
+                self._cache.extend(sequence, len(sequence.tokens) + len(guess))
+                drafts += [
+                    Chunk(sequence, chunk.start + ahead, 1, guess[:ahead])
+                    for ahead in range(1, len(guess) + 1)
+                ]
+        return drafts
+
+    def _room_for_drafts(self, sequence: Sequence) -> int:
+        """Drafts that could still be wanted (the last row's token is no draft), and have a place.
+
+        As max_tokens was admitted, none is beyond the longest context.
+        """
+        wanted = sequence.sampling.max_tokens - sequence.output_length - 1
+        spare = max(0, self._cache.available - len(self._running))
+        held = len(sequence.block_table) + spare
+        return min(wanted, held * self._limits.block_size - len(sequence.tokens))
 
     def _adapter_at_hand(self, sequence: Sequence) -> bool:
         """Whether at most a slot is missing; if more is, it is being read."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from server.engine.messages import SamplingParams
+from server.engine.plan import Chunk
 from server.engine.sampler import sample
 from server.engine.sequence import Sequence
 
@@ -16,9 +17,18 @@ LOGITS = torch.linspace(-2, 2, VOCAB)
 DRAWS = 3000
 
 
-def sequence(seed: int = 0, prompt: tuple[int, ...] = (1,), output: tuple[int, ...] = (), **s: Any):
+def sequence(
+    seed: int = 0,
+    prompt: tuple[int, ...] = (1,),
+    output: tuple[int, ...] = (),
+    drafted: tuple[int, ...] = (),
+    **s: Any,
+) -> Chunk:
+    """The last token of a sequence, or of what is drafted for it, as a chunk of one."""
     sampling = SamplingParams(**({"max_tokens": 5} | s))
-    return Sequence("r", 0, len(prompt), [*prompt, *output], sampling, None, seed, 0.0)
+    tokens = [*prompt, *output]
+    one = Sequence("r", 0, len(prompt), tokens, sampling, None, seed, 0.0)
+    return Chunk(one, len(tokens) + len(drafted) - 1, 1, drafted)
 
 
 def draws(count: int = DRAWS, logits: Tensor = LOGITS, **sampling: Any) -> Counter[int]:
@@ -27,7 +37,7 @@ def draws(count: int = DRAWS, logits: Tensor = LOGITS, **sampling: Any) -> Count
     return Counter(token.token_id for token in out.tokens if token is not None)
 
 
-def greedy(logits: Tensor, one: Sequence, stops: frozenset[int] = frozenset()) -> int:
+def greedy(logits: Tensor, one: Chunk, stops: frozenset[int] = frozenset()) -> int:
     (token,) = sample(logits.unsqueeze(0), [one], [stops]).tokens
     assert token is not None
     return token.token_id
@@ -73,6 +83,24 @@ def test_the_seed_and_the_position_fix_the_draw() -> None:
     assert greedy(flat, sequence(7)) == first
     assert greedy(flat, sequence(8)) != first
     assert greedy(flat, sequence(7, output=(3,))) != first
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0.0, "repetition_penalty": 1.5},
+        {"temperature": 1.0, "frequency_penalty": 2.0, "presence_penalty": -1.0},
+        {"temperature": 0.0, "min_tokens": 2, "logprobs": 3},
+    ],
+)
+def test_what_is_drafted_is_as_good_as_said(sampling: dict[str, Any]) -> None:
+    said = sequence(9, (1, 2), (3, 3, 11), **sampling)
+    drafted = sequence(9, (1, 2), (3,), (3, 11), **sampling)
+    fewer = sequence(9, (1, 2), (3,), **sampling)
+    stops = [frozenset({VOCAB - 1})] * 3
+    first, same, other = sample(LOGITS.expand(3, -1), [said, drafted, fewer], stops).tokens
+    assert first == same
+    assert other != same
 
 
 def test_temperature_zero_takes_the_largest() -> None:
