@@ -158,7 +158,7 @@ class Engine:
         started = time.perf_counter()
         try:
             logits = self._runner.run(plan)
-            sampled = sample(logits, plan.sampled, self._stops(plan))
+            sampled = sample(logits, plan.sampled)
         except Exception as error:  # whatever torch raises ends this step's requests, no others
             return events + self._fail_step(plan, error)
         self._failed_steps = 0
@@ -241,16 +241,6 @@ class Engine:
             sequences.remove(sequence)
         if not sequences:
             self._requests.pop(request_id, None)
-
-    def _stops(self, plan: StepPlan) -> list[frozenset[int]]:
-        """Per sampled row, the ids that would end its sequence."""
-        eos = self._base.eos_token_ids
-        stops = []
-        for chunk in plan.sampled:
-            sampling = chunk.sequence.sampling
-            ids = frozenset(sampling.stop_token_ids)
-            stops.append(ids if sampling.ignore_eos else ids | eos)
-        return stops
 
     def _lost_to_loads(self) -> list[TokenEvent | Failed]:
         events: dict[str, Failed] = {}

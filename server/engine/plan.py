@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from server.engine.kv_cache import NULL_BLOCK
 from server.engine.row_buckets import rows_for
 from server.engine.sequence import Sequence
 from server.kernels.segments import NO_ADAPTER, SegmentPlan, plan_segments
@@ -80,41 +82,62 @@ class StepPlan:
 
 
 def build_plan(
-    chunks: list[Chunk], ranks: list[int], block_size: int, device: torch.device
+    chunks: list[Chunk],
+    ranks: list[int],
+    block_size: int,
+    device: torch.device,
+    previous: SegmentPlan | None = None,
 ) -> StepPlan:
-    """Lays chunks out as one flat batch. `ranks[slot]` is the rank of the adapter in it."""
+    """Lays chunks out as one flat batch. `ranks[slot]` is the rank of the adapter in it.
+
+    `previous`: the segments of the step before, which are taken over where they are the same.
+    """
     ordered = sorted(chunks, key=lambda chunk: (chunk.count > 1, chunk.slot))
+    width = max(-(-(chunk.start + chunk.count) // block_size) for chunk in ordered)
+    no_blocks = [NULL_BLOCK] * width
     token_ids: list[int] = []
     positions: list[int] = []
     places: list[int] = []
+    tables: list[int] = []
     starts, sample_rows, sampled = [0], [], []
-    width = max(-(-(chunk.start + chunk.count) // block_size) for chunk in ordered)
-    tables = torch.zeros(len(ordered), width, dtype=torch.int64)
-    for row, chunk in enumerate(ordered):
+    for chunk in ordered:
         end = chunk.start + chunk.count
-        table = chunk.sequence.block_table
+        table = chunk.sequence.block_table[: -(-end // block_size)]
+        span = range(chunk.start, end)
         token_ids += chunk.token_ids
-        positions += range(chunk.start, end)
-        places += (
-            table[at // block_size] * block_size + at % block_size for at in range(chunk.start, end)
-        )
-        starts.append(len(token_ids))
+        positions += span
+        places += [table[at // block_size] * block_size + at % block_size for at in span]
+        tables += table
+        tables += no_blocks[len(table) :]
         if chunk.samples:
-            sample_rows.append(len(token_ids) - 1)
+            sample_rows.append(starts[-1] + chunk.count - 1)
             sampled.append(chunk)
-        used = -(-end // block_size)
-        tables[row, :used] = torch.tensor(table[:used])
-    padding = rows_for(len(token_ids)) - len(token_ids)
+        starts.append(starts[-1] + chunk.count)
+    padding = rows_for(starts[-1]) - starts[-1]
+    nothing = [0] * padding
+    parts = (token_ids + nothing, positions + nothing, places, sample_rows, tables, starts)
+    ids, at, write_places, rows, block_tables, query_starts = _tensors(parts, device)
     runs = [(chunk.count, chunk.slot) for chunk in ordered]
+    if padding:
+        runs.append((padding, NO_ADAPTER))
     return StepPlan(
         chunks=tuple(ordered),
-        token_ids=torch.tensor(token_ids + [0] * padding, device=device),
-        positions=torch.tensor(positions + [0] * padding, device=device),
-        query_starts=torch.tensor(starts, dtype=torch.int32, device=device),
-        block_tables=tables.to(device),
-        write_places=torch.tensor(places, device=device),
-        sample_rows=torch.tensor(sample_rows, dtype=torch.int64, device=device),
+        token_ids=ids,
+        positions=at,
+        query_starts=query_starts.to(torch.int32),
+        block_tables=block_tables.view(len(ordered), width),
+        write_places=write_places,
+        sample_rows=rows,
         decodes=sum(1 for chunk in ordered if chunk.count == 1),
         sampled=tuple(sampled),
-        segments=plan_segments(runs + [(padding, NO_ADAPTER)] if padding else runs, ranks, device),
+        segments=plan_segments(runs, ranks, device, previous),
     )
+
+
+def _tensors(parts: tuple[list[int], ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Each list as int64 on the device: parts of one tensor, for one copy costs less than six."""
+    flat: list[int] = []
+    for part in parts:
+        flat += part
+    together = torch.from_numpy(np.array(flat, np.int64)).to(device)
+    return together.split_with_sizes([len(part) for part in parts])

@@ -17,6 +17,7 @@ from server.engine.prefix_cache import PrefixCache
 from server.engine.prompt_lookup import PromptLookup
 from server.engine.sampler import Sampled, SampledToken
 from server.engine.sequence import Phase, Sequence
+from server.kernels.segments import SegmentPlan
 
 MAX_OVERTAKES = 64
 """So often may later arrivals take slots past one that waits for a slot; then they wait too."""
@@ -60,6 +61,7 @@ class Scheduler:
         self._device = device
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in order of arrival
+        self._segments: SegmentPlan | None = None  # of the latest step
         self.preemptions = 0
         self.drafts = 0  # times that a sequence had drafts in a step
         self.drafted_tokens = 0
@@ -77,6 +79,9 @@ class Scheduler:
         """Queues a new sequence, and starts to read its adapter at once."""
         if sequence.adapter is not None:
             self._residency.request(sequence.adapter)
+        sampling = sequence.sampling
+        eos = frozenset() if sampling.ignore_eos else self._eos
+        sequence.stop_ids = eos.union(sampling.stop_token_ids)
         if self._limits.speculative_tokens:
             sequence.lookup = PromptLookup(self._limits.speculative_tokens)
         self._waiting.append(sequence)
@@ -90,7 +95,11 @@ class Scheduler:
             return None
         if self._limits.speculative_tokens:
             chunks += self._drafts(chunks)
-        return build_plan(chunks, self._residency.ranks, self._limits.block_size, self._device)
+        plan = build_plan(
+            chunks, self._residency.ranks, self._limits.block_size, self._device, self._segments
+        )
+        self._segments = plan.segments
+        return plan
 
     def apply(self, plan: StepPlan, sampled: Sampled) -> list[TokenEvent | Failed]:
         """Appends a step's tokens, ends what they end, and returns the events in row order.
@@ -112,7 +121,8 @@ class Scheduler:
                     continue
                 sequence.computed += 1
             events.append(self._apply_token(sequence, token, now))
-        self._learn(plan, rejected)
+        if self._limits.speculative_tokens:
+            self._learn(plan, rejected)
         for chunk in plan.chunks:
             if chunk.sequence.phase is Phase.RUNNING:
                 self._cache.keep(chunk.sequence)
@@ -142,18 +152,20 @@ class Scheduler:
             self.end(sequence, spoilt=True)
             return Failed(sequence.request_id, EngineFailed.code, _NOT_FINITE)
         sequence.tokens.append(sampled.token_id)
-        reason = self._finish_reason(sequence, sampled.token_id)
+        length = sequence.output_length
+        reason = _finish_reason(sequence, sampled.token_id, length)
         if reason is not None:
             self.end(sequence)
+        first = length == 1
         return TokenEvent(
-            request_id=sequence.request_id,
-            index=sequence.index,
-            token_id=sampled.token_id,
-            finish_reason=reason,
-            logprob=sampled.logprob,
-            top_logprobs=sampled.top_logprobs,
-            timing=_timing(sequence, now) if sequence.output_length == 1 else None,
-            cached_tokens=sequence.cached_tokens if sequence.output_length == 1 else None,
+            sequence.request_id,
+            sequence.index,
+            sampled.token_id,
+            reason,
+            sampled.logprob,
+            sampled.top_logprobs,
+            timing=_timing(sequence, now) if first else None,
+            cached_tokens=sequence.cached_tokens if first else None,
         )
 
     def end(self, sequence: Sequence, *, spoilt: bool = False) -> None:
@@ -203,25 +215,27 @@ class Scheduler:
             if sequence.phase is not Phase.RUNNING or not budget:
                 continue  # pre-empted a moment ago by an earlier one, or no room in this step
             count = min(sequence.uncomputed, budget)
-            if not self._make_room(sequence, count, chunks):
+            end = sequence.computed + count
+            held = len(sequence.block_table) * self._limits.block_size
+            if end > held and not self._make_room(sequence, end, chunks):
                 continue
             chunks.append(Chunk(sequence, sequence.computed, count))
             budget -= count
         return chunks
 
-    def _make_room(self, sequence: Sequence, count: int, chunks: list[Chunk]) -> bool:
-        """Blocks for `count` more tokens, pre-empting later arrivals if need be.
+    def _make_room(self, sequence: Sequence, tokens: int, chunks: list[Chunk]) -> bool:
+        """Blocks for its first `tokens` tokens, pre-empting later arrivals if need be.
 
         False if `sequence` itself had to go: nobody later was left to pre-empt.
         """
-        missing = sequence.blocks_for(sequence.computed + count, self._limits.block_size)
+        missing = sequence.blocks_for(tokens, self._limits.block_size)
         while missing > self._cache.available:
             victim = self._running[-1]
             self._preempt(victim)
             chunks[:] = [chunk for chunk in chunks if chunk.sequence is not victim]
             if victim is sequence:
                 return False
-        self._cache.extend(sequence, sequence.computed + count)
+        self._cache.extend(sequence, tokens)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -325,14 +339,12 @@ class Scheduler:
         place = sum(1 for other in self._running if other.arrived_s <= sequence.arrived_s)
         self._running.insert(place, sequence)
 
-    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
-        sampling = sequence.sampling
-        if sequence.output_length >= sampling.min_tokens:
-            if token in sampling.stop_token_ids:
-                return "stop"
-            if token in self._eos and not sampling.ignore_eos:
-                return "stop"
-        return "length" if sequence.output_length >= sampling.max_tokens else None
+
+def _finish_reason(sequence: Sequence, token: int, length: int) -> FinishReason | None:
+    """Why the output, `length` tokens with `token` as its last, ends here; None if it does not."""
+    if token in sequence.stop_ids and length >= sequence.sampling.min_tokens:
+        return "stop"
+    return "length" if length >= sequence.sampling.max_tokens else None
 
 
 def _timing(sequence: Sequence, now: float) -> Timing:
