@@ -44,6 +44,18 @@ def show_floor(
     Console().print(table)
 
 
+@app.command(
+    "speculative",
+    add_help_option=False,  # its own app has it
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def speculative_decoding(context: typer.Context) -> None:
+    """Measures decoding with guesses from the text itself, and without."""
+    from benchmarks import speculative  # brings torch
+
+    speculative.app(args=context.args, prog_name="python -m benchmarks speculative")
+
+
 @app.command("all")
 def everything() -> None:
     """`mixed`, `http`, then `peers`, with their defaults."""

@@ -199,6 +199,15 @@ class Settings(BaseSettings):
         ge=1,
         le=1000,
     )
+    speculative_tokens: int = _setting(
+        0,
+        "Engine",
+        "Tokens guessed per sequence and forward pass, at most, from what its prompt and answer "
+        "repeat; each is checked before it counts. 0: none.",
+        example="8",
+        ge=0,
+        le=64,
+    )
     threads: int | None = _setting(
         None, "Engine", "CPU threads for tensor work. Default: torch's choice.", example="4", ge=1
     )
@@ -259,6 +268,7 @@ class Settings(BaseSettings):
             max_batch_tokens=self.max_batch_tokens,
             max_sequences=self.max_sequences,
             max_prefill_slowdown=self.max_prefill_slowdown,
+            speculative_tokens=self.speculative_tokens,
             prefix_cache=self.prefix_cache,
             host_cache_bytes=self.host_cache_bytes,
             threads=self.threads,

@@ -273,6 +273,9 @@ class _Total:
 
 _VLLM_TOTALS = (
     _Total("preemptions", "vllm:num_preemptions", "Sequences put back to waiting."),
+    _Total("drafts", "vllm:spec_decode_num_drafts", "Times a sequence had guesses in a step."),
+    _Total("drafted_tokens", "vllm:spec_decode_num_draft_tokens", "Tokens guessed."),
+    _Total("accepted_tokens", "vllm:spec_decode_num_accepted_tokens", "Guesses that came true."),
     _Total("prefix_queries", "vllm:prefix_cache_queries", "Prompt tokens looked up in the cache."),
     _Total("prefix_hits", "vllm:prefix_cache_hits", "Of those, tokens that were found."),
 )

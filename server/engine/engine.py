@@ -100,6 +100,7 @@ class Engine:
             config.max_sequences,
             config.block_size,
             config.max_prefill_slowdown,
+            config.speculative_tokens,
         )
         self._scheduler = Scheduler(
             limits, self._prefixes, self._residency, base.eos_token_ids, base.device
@@ -162,7 +163,7 @@ class Engine:
         started = time.perf_counter()
         try:
             logits = self._runner.run(plan)
-            sampled = sample(logits, [c.sequence for c in plan.sampled], self._stops(plan))
+            sampled = sample(logits, plan.sampled)
         except Exception as error:  # whatever torch raises ends this step's requests, no others
             return events + self._fail_step(plan, error)
         self._failed_steps = 0
@@ -185,6 +186,9 @@ class Engine:
             kv_blocks_used=self._prefixes.used,
             kv_blocks_total=self._pool.total,
             preemptions=self._scheduler.preemptions,
+            drafts=self._scheduler.drafts,
+            drafted_tokens=self._scheduler.drafted_tokens,
+            accepted_tokens=self._scheduler.accepted_tokens,
             prefix_queries=self._prefixes.queried_tokens,
             prefix_hits=self._prefixes.hit_tokens,
             steps=self._steps,
@@ -244,16 +248,6 @@ class Engine:
             sequences.remove(sequence)
         if not sequences:
             self._requests.pop(request_id, None)
-
-    def _stops(self, plan: StepPlan) -> list[frozenset[int]]:
-        """Per sampled row, the ids that would end its sequence."""
-        eos = self._base.eos_token_ids
-        stops = []
-        for chunk in plan.sampled:
-            sampling = chunk.sequence.sampling
-            ids = frozenset(sampling.stop_token_ids)
-            stops.append(ids if sampling.ignore_eos else ids | eos)
-        return stops
 
     def _lost_to_loads(self) -> list[TokenEvent | Failed]:
         events: dict[str, Failed] = {}

@@ -29,6 +29,7 @@ class EngineConfig:
     max_sequences: int = 64  # running at once
     max_prefill_slowdown: float | None = 1.8  # of running streams; None: prompts fill every step
     block_size: int = 16  # tokens per KV block
+    speculative_tokens: int = 0  # guessed per sequence and step, at most; 0: none
     prefix_cache: bool = True
     host_cache_bytes: int = 1 << 30
     threads: int | None = None  # torch's; None: its default
@@ -180,6 +181,9 @@ class Stats:
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
     preemptions: int = 0
+    drafts: int = 0  # times that a sequence had guesses in a step
+    drafted_tokens: int = 0  # guesses in all
+    accepted_tokens: int = 0  # of those, came true
     prefix_queries: int = 0  # tokens of prompts that were looked up in the prefix cache
     prefix_hits: int = 0  # of those, tokens found
     steps: int = 0

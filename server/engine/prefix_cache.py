@@ -109,10 +109,10 @@ class PrefixCache:
 
         Where another sequence filled a block alike meanwhile, that one is held instead.
         """
-        if not self._enabled:
+        full = sequence.computed // self._block_size
+        if full == sequence.cached_blocks or not self._enabled:
             return
         doubles = []
-        full = sequence.computed // self._block_size
         for index in range(sequence.cached_blocks, full):
             block, key = sequence.block_table[index], self._hash(sequence, index)
             kept = self._block_of.setdefault(key, block)

@@ -4,7 +4,7 @@ Here: Scheduler. Not here: HTTP, text, the catalog, tensor maths.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,10 @@ from server.engine.messages import Failed, FinishReason, Timing, TokenEvent
 from server.engine.pace import StepPace
 from server.engine.plan import Chunk, StepPlan, build_plan
 from server.engine.prefix_cache import PrefixCache
+from server.engine.prompt_lookup import PromptLookup
 from server.engine.sampler import Sampled, SampledToken
 from server.engine.sequence import Phase, Sequence
+from server.kernels.segments import SegmentPlan
 
 MAX_OVERTAKES = 64
 """So often may later arrivals take slots past one that waits for a slot; then they wait too."""
@@ -41,10 +43,11 @@ class SchedulerLimits:
     max_sequences: int
     block_size: int
     max_prefill_slowdown: float | None = None  # of running streams; None: prompts fill every step
+    speculative_tokens: int = 0  # drafts per sequence and step, at most
 
 
 class Scheduler:
-    """Continuous batching: decodes first, then chunks of prompts, within a token budget.
+    """Continuous batching: decodes first, then chunks of prompts, then drafts, in a token budget.
 
     Must stay true: a sequence is in exactly one of waiting and running until it is over; only
     sequences that are not over hold blocks or a lease, and each gives them back exactly once.
@@ -67,7 +70,11 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in order of arrival
         self._pace = StepPace()
+        self._segments: SegmentPlan | None = None  # of the latest step
         self.preemptions = 0
+        self.drafts = 0  # times that a sequence had drafts in a step
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0  # of those
 
     @property
     def running(self) -> tuple[Sequence, ...]:
@@ -81,6 +88,11 @@ class Scheduler:
         """Queues a new sequence, and starts to read its adapter at once."""
         if sequence.adapter is not None:
             self._residency.request(sequence.adapter)
+        sampling = sequence.sampling
+        eos = frozenset() if sampling.ignore_eos else self._eos
+        sequence.stop_ids = eos.union(sampling.stop_token_ids)
+        if self._limits.speculative_tokens:
+            sequence.lookup = PromptLookup(self._limits.speculative_tokens)
         self._waiting.append(sequence)
 
     def schedule(self) -> StepPlan | None:
@@ -92,25 +104,61 @@ class Scheduler:
         chunks += self._admit(min(self._limits.max_batch_tokens - spent, room - read))
         if not chunks:
             return None
-        return build_plan(chunks, self._residency.ranks, self._limits.block_size, self._device)
+        if self._limits.speculative_tokens:
+            chunks += self._drafts(chunks)
+        plan = build_plan(
+            chunks, self._residency.ranks, self._limits.block_size, self._device, self._segments
+        )
+        self._segments = plan.segments
+        return plan
 
     def took(self, plan: StepPlan, seconds: float) -> None:
         """How long a step took; later ones are sized by it."""
         self._pace.observe(plan.decodes, plan.tokens - plan.decodes, seconds)
 
     def apply(self, plan: StepPlan, sampled: Sampled) -> list[TokenEvent | Failed]:
-        """Appends a step's tokens, ends what they end, and returns the events in row order."""
+        """Appends a step's tokens, ends what they end, and returns the events in row order.
+
+        A draft's row counts if all rows ahead of it said what was drafted. It has then been
+        sampled from the very tokens that a plain decode would have sampled it from.
+        """
         now = time.perf_counter()
         for chunk in plan.chunks:
-            chunk.sequence.computed += chunk.count
-        events = [
-            self._apply_token(chunk.sequence, sampled.tokens[row], now)
-            for row, chunk in enumerate(plan.sampled)
-        ]
+            if not chunk.drafted:
+                chunk.sequence.computed += chunk.count
+        events: list[TokenEvent | Failed] = []
+        rejected: list[tuple[Chunk, SampledToken | None]] = []
+        for chunk, token in zip(plan.sampled, sampled.tokens, strict=True):
+            sequence = chunk.sequence
+            if chunk.drafted:
+                if sequence.phase is not Phase.RUNNING or not chunk.came_true:
+                    rejected.append((chunk, token))
+                    continue
+                sequence.computed += 1
+            events.append(self._apply_token(sequence, token, now))
+        if self._limits.speculative_tokens:
+            self._learn(plan, rejected)
         for chunk in plan.chunks:
             if chunk.sequence.phase is Phase.RUNNING:
                 self._cache.keep(chunk.sequence)
         return events
+
+    def _learn(self, plan: StepPlan, rejected: list[tuple[Chunk, SampledToken | None]]) -> None:
+        """Counts the step's drafts, and tells each sequence how its own fared."""
+        drafted = Counter(chunk.sequence for chunk in plan.sampled if chunk.drafted)
+        missed = Counter(chunk.sequence for chunk, _ in rejected)
+        self.drafts += len(drafted)
+        self.drafted_tokens += drafted.total()
+        self.accepted_tokens += drafted.total() - missed.total()
+        for sequence, count in drafted.items():
+            if sequence.lookup is not None:
+                sequence.lookup.learn(count, count - missed[sequence])
+        for sequence in {chunk.sequence for chunk, token in rejected if token is None}:
+            if sequence.phase is Phase.RUNNING:
+                # What a rejected draft leaves in a block is masked, but a masked NaN would spread:
+                # the sequence goes on from clean blocks, and guesses no more.
+                sequence.lookup = None
+                self._preempt(sequence)
 
     def _apply_token(
         self, sequence: Sequence, sampled: SampledToken | None, now: float
@@ -119,18 +167,20 @@ class Scheduler:
             self.end(sequence, spoilt=True)
             return Failed(sequence.request_id, EngineFailed.code, _NOT_FINITE)
         sequence.tokens.append(sampled.token_id)
-        reason = self._finish_reason(sequence, sampled.token_id)
+        length = sequence.output_length
+        reason = _finish_reason(sequence, sampled.token_id, length)
         if reason is not None:
             self.end(sequence)
+        first = length == 1
         return TokenEvent(
-            request_id=sequence.request_id,
-            index=sequence.index,
-            token_id=sampled.token_id,
-            finish_reason=reason,
-            logprob=sampled.logprob,
-            top_logprobs=sampled.top_logprobs,
-            timing=_timing(sequence, now) if sequence.output_length == 1 else None,
-            cached_tokens=sequence.cached_tokens if sequence.output_length == 1 else None,
+            sequence.request_id,
+            sequence.index,
+            sampled.token_id,
+            reason,
+            sampled.logprob,
+            sampled.top_logprobs,
+            timing=_timing(sequence, now) if first else None,
+            cached_tokens=sequence.cached_tokens if first else None,
         )
 
     def end(self, sequence: Sequence, *, spoilt: bool = False) -> None:
@@ -198,26 +248,28 @@ class Scheduler:
             count = min(sequence.uncomputed, budget, room if reads else budget)
             if sequence.phase is not Phase.RUNNING or not count:
                 continue  # pre-empted a moment ago by an earlier one, or no room in this step
-            if not self._make_room(sequence, count, chunks):
+            end = sequence.computed + count
+            held = len(sequence.block_table) * self._limits.block_size
+            if end > held and not self._make_room(sequence, end, chunks):
                 continue
             chunks.append(Chunk(sequence, sequence.computed, count))
             budget -= count
             room -= count if reads else 0
         return chunks
 
-    def _make_room(self, sequence: Sequence, count: int, chunks: list[Chunk]) -> bool:
-        """Blocks for `count` more tokens, pre-empting later arrivals if need be.
+    def _make_room(self, sequence: Sequence, tokens: int, chunks: list[Chunk]) -> bool:
+        """Blocks for its first `tokens` tokens, pre-empting later arrivals if need be.
 
         False if `sequence` itself had to go: nobody later was left to pre-empt.
         """
-        missing = sequence.blocks_for(sequence.computed + count, self._limits.block_size)
+        missing = sequence.blocks_for(tokens, self._limits.block_size)
         while missing > self._cache.available:
             victim = self._running[-1]
             self._preempt(victim)
             chunks[:] = [chunk for chunk in chunks if chunk.sequence is not victim]
             if victim is sequence:
                 return False
-        self._cache.extend(sequence, sequence.computed + count)
+        self._cache.extend(sequence, tokens)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -255,6 +307,38 @@ class Scheduler:
             budget -= count
         return chunks
 
+    def _drafts(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Guesses at what the decodes among `chunks` say next, with what is left of the budget.
+
+        Everything else in the step has its rows and blocks by now. Nobody is pre-empted for a
+        guess, and it takes no block but those that the running could do without.
+        """
+        drafts: list[Chunk] = []
+        budget = self._limits.max_batch_tokens - sum(chunk.count for chunk in chunks)
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if sequence.lookup is None or chunk.count > 1 or not chunk.samples:
+                continue
+            room = min(budget - len(drafts), self._room_for_drafts(sequence))
+            guess = sequence.lookup.propose(sequence.tokens, room)
+            if guess:
+                self._cache.extend(sequence, len(sequence.tokens) + len(guess))
+                drafts += [
+                    Chunk(sequence, chunk.start + ahead, 1, guess[:ahead])
+                    for ahead in range(1, len(guess) + 1)
+                ]
+        return drafts
+
+    def _room_for_drafts(self, sequence: Sequence) -> int:
+        """Drafts that could still be wanted (the last row's token is no draft), and have a place.
+
+        As max_tokens was admitted, none is beyond the longest context.
+        """
+        wanted = sequence.sampling.max_tokens - sequence.output_length - 1
+        spare = max(0, self._cache.available - len(self._running))
+        held = len(sequence.block_table) + spare
+        return min(wanted, held * self._limits.block_size - len(sequence.tokens))
+
     def _adapter_at_hand(self, sequence: Sequence) -> bool:
         """Whether at most a slot is missing; if more is, it is being read."""
         if sequence.adapter is None or sequence.lease is not None:
@@ -289,14 +373,12 @@ class Scheduler:
         place = sum(1 for other in self._running if other.arrived_s <= sequence.arrived_s)
         self._running.insert(place, sequence)
 
-    def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
-        sampling = sequence.sampling
-        if sequence.output_length >= sampling.min_tokens:
-            if token in sampling.stop_token_ids:
-                return "stop"
-            if token in self._eos and not sampling.ignore_eos:
-                return "stop"
-        return "length" if sequence.output_length >= sampling.max_tokens else None
+
+def _finish_reason(sequence: Sequence, token: int, length: int) -> FinishReason | None:
+    """Why the output, `length` tokens with `token` as its last, ends here; None if it does not."""
+    if token in sequence.stop_ids and length >= sequence.sampling.min_tokens:
+        return "stop"
+    return "length" if length >= sequence.sampling.max_tokens else None
 
 
 def _timing(sequence: Sequence, now: float) -> Timing:

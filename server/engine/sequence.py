@@ -5,6 +5,7 @@ from enum import Enum, auto
 
 from server.adapters.slots import SlotLease
 from server.engine.messages import SamplingParams
+from server.engine.prompt_lookup import PromptLookup
 
 
 class Phase(Enum):
@@ -42,6 +43,8 @@ class Sequence:
     overtaken: int = 0  # by later sequences that needed a slot, while this one waited for one
     adapter_ready_s: float | None = None  # perf_counter when nothing but a slot was missing
     scheduled_s: float | None = None  # perf_counter of the first step it was in
+    stop_ids: frozenset[int] = frozenset()  # that end it, once min_tokens are out
+    lookup: PromptLookup | None = None  # where its drafts come from; None: it has none
 
     @property
     def key(self) -> tuple[str, int]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -44,25 +46,28 @@ class SegmentPlan:
 
 
 def plan_segments(
-    row_slots: Sequence[tuple[int, int]], ranks: Sequence[int], device: torch.device | None = None
+    row_slots: Sequence[tuple[int, int]],
+    ranks: Sequence[int],
+    device: torch.device | None = None,
+    previous: SegmentPlan | None = None,
 ) -> SegmentPlan:
     """Segments of a step whose rows come as `(count, slot)` runs, in row order.
 
     Neighbouring runs of one slot become one segment. `ranks[slot]` is the rank of the adapter
-    in that slot. Raises ValueError on an empty run.
+    in that slot. `previous`, another step's, is handed on if it is the same: while the same
+    sequences decode, it is. Raises ValueError on an empty run.
     """
     items: list[Segment] = []
     row = 0
-    for count, slot in row_slots:
-        if count < 1:
-            raise ValueError(f"a run of {count} rows for slot {slot}")
-        if items and items[-1].slot == slot:
-            last = items.pop()
-            items.append(Segment(last.start, row + count, slot, last.rank))
-        else:
-            rank = 0 if slot == NO_ADAPTER else ranks[slot]
-            items.append(Segment(row, row + count, slot, rank))
-        row += count
+    for slot, runs in groupby(row_slots, key=itemgetter(1)):
+        counts = [count for count, _ in runs]
+        if min(counts) < 1:
+            raise ValueError(f"a run of {min(counts)} rows for slot {slot}")
+        end = row + sum(counts)
+        items.append(Segment(row, end, slot, 0 if slot == NO_ADAPTER else ranks[slot]))
+        row = end
+    if previous is not None and previous.items == tuple(items):
+        return previous
     starts = torch.tensor([0, *(item.end for item in items)], dtype=torch.int32, device=device)
     slots = torch.tensor([item.slot for item in items], dtype=torch.int32, device=device)
     return SegmentPlan(starts, slots, tuple(items))

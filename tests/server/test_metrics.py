@@ -25,6 +25,8 @@ READ_BY_OTHERS = """
     vllm:request_decode_time_seconds_sum vllm:request_inference_time_seconds_sum
     vllm:request_max_num_generation_tokens_sum vllm:num_preemptions_total
     vllm:lora_requests_info vllm:prefix_cache_queries_total vllm:prefix_cache_hits_total
+    vllm:spec_decode_num_drafts_total vllm:spec_decode_num_draft_tokens_total
+    vllm:spec_decode_num_accepted_tokens_total
 """.split()
 
 
@@ -162,6 +164,14 @@ def test_counters_survive_an_engines_restart():
     assert value(metrics, "adapterd_adapter_loads_total", tier="disk") == 4
     assert value(metrics, "adapterd_adapter_loads_total", tier="host") == 2
     assert value(metrics, "adapterd_engine_restarts_total") == 1
+
+
+def test_drafts_are_counted_under_vllms_names():
+    engine = Engine()
+    metrics = make(engine)
+    engine.stats = Stats(drafts=3, drafted_tokens=12, accepted_tokens=7)
+    for name, wanted in (("num_drafts", 3), ("num_draft_tokens", 12), ("num_accepted_tokens", 7)):
+        assert value(metrics, f"vllm:spec_decode_{name}_total", model_name="base") == wanted
 
 
 def test_totals_add_up_over_several_engines():

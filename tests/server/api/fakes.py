@@ -58,6 +58,7 @@ class ScriptedEngine:
         self.fail_before: AdapterdError | None = None
         self.fail_after: tuple[int, Exception] | None = None  # (steps, error)
         self.cached: dict[int, int] = {}  # choice → tokens of its prompt that were cached
+        self.per_step = 1  # tokens that a choice says in one step
         self.logprob = -0.5  # of each token; the alternatives' are lower
         self.hold = asyncio.Event()  # cleared: engine waits after its first step
         self.hold.set()
@@ -90,8 +91,9 @@ class ScriptedEngine:
                 if self.fail_after is not None and step == self.fail_after[0]:
                     raise self.fail_after[1]
                 yield tuple(
-                    self._event(request, index, step, tokens)
+                    self._event(request, index, step * self.per_step + ahead, tokens)
                     for index, tokens in enumerate(said)
+                    for ahead in range(self.per_step)
                     if tokens
                 )
                 step += 1
@@ -105,13 +107,13 @@ class ScriptedEngine:
         self._said[index].clear()
 
     def _event(
-        self, request: GenerationRequest, index: int, step: int, tokens: list[int]
+        self, request: GenerationRequest, index: int, position: int, tokens: list[int]
     ) -> TokenEvent:
         token = tokens.pop(0)
         reason = None
         if token == self.eos and not request.sampling.ignore_eos:
             reason = "stop"
-        elif step + 1 == request.sampling.max_tokens:
+        elif position + 1 == request.sampling.max_tokens:
             reason = "length"
         if reason is not None:
             tokens.clear()
@@ -124,6 +126,6 @@ class ScriptedEngine:
             finish_reason=reason,
             logprob=None if wanted is None else self.logprob,
             top_logprobs=top,
-            timing=Timing(queue_s=0.004, load_s=0.003, prefill_s=0.002) if step == 0 else None,
-            cached_tokens=self.cached.get(index, 0) if step == 0 else None,
+            timing=Timing(queue_s=0.004, load_s=0.003, prefill_s=0.002) if position == 0 else None,
+            cached_tokens=self.cached.get(index, 0) if position == 0 else None,
         )

@@ -167,8 +167,10 @@ async def test_several_prompts_times_n(house: House):
 
 @pytest.mark.parametrize("text", ["hello world", "héllo wörld 你好 🎉", "a\n\n b", "\ufffd x", ""])
 @pytest.mark.parametrize("stop", [None, "wor", ["o w", "好 "], "\n"])
-async def test_a_stream_adds_up_to_the_whole(house: House, text: str, stop: Any):
+@pytest.mark.parametrize("per_step", [1, 4])
+async def test_a_stream_adds_up_to_the_whole(house: House, text: str, stop: Any, per_step: int):
     house.say(text)
+    house.engine.per_step = per_step
     whole = (await complete(house, stop=stop))["choices"][0]
     *chunks, done = await streamed(house, stop=stop)
     choices = [chunk["choices"][0] for chunk in chunks]
@@ -187,6 +189,17 @@ async def test_a_stop_string_ends_the_engines_work(house: House):
     assert body["choices"][0]["text"] == "hello w"
     assert body["usage"]["completion_tokens"] == 4
     assert house.engine.closed == [house.engine.requests[0].id]
+
+
+async def test_what_came_in_one_step_with_a_stop_string_but_after_it_does_not_count(house: House):
+    house.say("hello world " * 5)
+    house.engine.per_step = 6
+    body = await complete(house, stop=["or"], logprobs=0)
+    assert body["choices"][0]["text"] == "hello w"
+    assert body["choices"][0]["logprobs"]["tokens"] == ["hell", "o", " w"]
+    assert body["usage"]["completion_tokens"] == 4
+    assert house.engine.dropped == [(house.engine.requests[0].id, 0)]
+    assert (await complete(house, max_tokens=2))["usage"]["completion_tokens"] == 2
 
 
 async def test_a_stop_string_ends_its_own_choice_and_the_others_go_on(house: House):

@@ -5,6 +5,7 @@ keys and values, Memory holds what they would be made of, and every step looks a
 """
 
 import random
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -15,7 +16,7 @@ from server.adapters.residency import Residency
 from server.adapters.slots import SlotLease, SlotTable
 from server.engine.kv_cache import BlockPool
 from server.engine.messages import SamplingParams, TokenEvent
-from server.engine.plan import StepPlan
+from server.engine.plan import Chunk, StepPlan
 from server.engine.prefix_cache import PrefixCache
 from server.engine.sampler import Sampled, SampledToken
 from server.engine.scheduler import MAX_OVERTAKES, Scheduler, SchedulerLimits
@@ -53,15 +54,20 @@ class Reads:
 
 
 class Memory:
-    """What lies in each place of the KV cache: all that a key there depends on; None if wiped."""
+    """What lies in each place of the KV cache: all that a key there depends on; None if wiped.
+
+    Drafts may be left behind a sequence's tokens: they are finite, and its own.
+    """
 
     def __init__(self) -> None:
         self._places: dict[int, tuple[Any, ...]] = {}
+        self._drafts: dict[int, Sequence] = {}
 
     def wipe(self, blocks: list[int]) -> None:
         for block in blocks:
             for offset in range(BLOCK_SIZE):
                 self._places.pop(block * BLOCK_SIZE + offset, None)
+                self._drafts.pop(block * BLOCK_SIZE + offset, None)
 
     def run(self, plan: StepPlan) -> None:
         """Writes as the attention would, then looks at every place that each chunk reads."""
@@ -69,17 +75,22 @@ class Memory:
         for row, chunk in enumerate(plan.chunks):
             places = plan.write_places[starts[row] : starts[row + 1]].tolist()
             for position, place in enumerate(places, start=chunk.start):
-                self._places[place] = self._content(chunk.sequence, position)
+                self._places[place] = self._content(chunk, position)
+                self._drafts.pop(place, None)
+                if chunk.drafted:
+                    self._drafts[place] = chunk.sequence
         for row, chunk in enumerate(plan.chunks):
             end = chunk.start + chunk.count
             blocks = plan.block_tables[row, : -(-end // BLOCK_SIZE)].tolist()
             read = [b * BLOCK_SIZE + offset for b in blocks for offset in range(BLOCK_SIZE)]
-            wanted = [self._content(chunk.sequence, position) for position in range(end)]
+            wanted = [self._content(chunk, position) for position in range(end)]
             assert [self._places.get(place) for place in read[:end]] == wanted
-            assert not any(place in self._places for place in read[end:]), "what is masked is wiped"
+            masked = [place for place in read[end:] if self._drafts.get(place) != chunk.sequence]
+            assert not any(place in self._places for place in masked), "what is masked is wiped"
 
-    def _content(self, sequence: Sequence, position: int) -> tuple[Any, ...]:
-        return sequence.adapter, sequence.cache_salt, tuple(sequence.tokens[: position + 1])
+    def _content(self, chunk: Chunk, position: int) -> tuple[Any, ...]:
+        sequence = chunk.sequence
+        return sequence.adapter, sequence.cache_salt, tuple(chunk.text[: position + 1])
 
 
 class Bench:
@@ -98,13 +109,14 @@ class Bench:
         at_hand: set[str] | None = None,
         prefix_cache: bool = True,
         slowdown: float | None = None,
+        speculative: int = 0,
     ) -> None:
         self.reads = Reads(slots, at_hand if at_hand is not None else {"a", "b", "c", "d"})
         self.memory = Memory()
         pool = BlockPool(blocks + 1, self.memory.wipe)
         self.cache = PrefixCache(pool, BLOCK_SIZE, "base", enabled=prefix_cache)
         self.scheduler = Scheduler(
-            SchedulerLimits(tokens, sequences, BLOCK_SIZE, slowdown),
+            SchedulerLimits(tokens, sequences, BLOCK_SIZE, slowdown, speculative),
             self.cache,
             cast(Residency, self.reads),
             frozenset({EOS}),
@@ -128,12 +140,17 @@ class Bench:
         return one
 
     def step(self, token: int = 9, *, finite: bool = True) -> StepPlan | None:
+        return self.step_saying(lambda _: token if finite else None)
+
+    def step_saying(self, says: Callable[[Chunk], int | None]) -> StepPlan | None:
+        """A step whose rows say what each chunk is given; None for one that is not finite."""
         plan = self.scheduler.schedule()
         self.scheduler.check()
         if plan is not None:
             self.memory.run(plan)
-            row = SampledToken(token) if finite else None
-            self.events = self.scheduler.apply(plan, Sampled((row,) * len(plan.sampled)))
+            said = [says(chunk) for chunk in plan.sampled]
+            rows = tuple(None if token is None else SampledToken(token) for token in said)
+            self.events = self.scheduler.apply(plan, Sampled(rows))
             self.scheduler.check()
         return plan
 
@@ -142,8 +159,8 @@ class Bench:
         plan = self.scheduler.schedule()
         if plan is not None:
             self.memory.run(plan)
-            for chunk in plan.chunks:
-                self.scheduler.end(chunk.sequence, spoilt=True)
+            for sequence in dict.fromkeys(chunk.sequence for chunk in plan.chunks):
+                self.scheduler.end(sequence, spoilt=True)
             self.scheduler.check()
 
     def counts(self, token: int = 9) -> dict[str, int]:
@@ -302,6 +319,7 @@ def test_random_histories_come_to_an_end_with_nothing_held(seed: int) -> None:
         slots=draw.randint(1, 3),
         prefix_cache=seed % 5 > 0,
         slowdown=1.5 if seed % 2 else None,
+        speculative=seed % 2 * 4,
     )
     alive: list[Sequence] = []
     asked = [[draw.randrange(100, 103) for _ in range(30)] for _ in range(2)]  # and then answers
@@ -326,6 +344,7 @@ def test_random_histories_come_to_an_end_with_nothing_held(seed: int) -> None:
     assert bench.cache.used == 0
     assert bench.reads.slots.leases == 0
     assert bool(bench.cache.hit_tokens) == (seed % 5 > 0)
+    assert not bench.scheduler.drafted_tokens or seed % 2
 
 
 def test_a_prompt_that_begins_alike_is_computed_from_where_it_differs() -> None:
@@ -472,3 +491,130 @@ def test_prompts_that_arrive_together_are_read_in_full_steps() -> None:
     for number in range(16):
         bench.add(str(number), 128, max_tokens=64)
     assert [timed_step(bench)[0].tokens for _ in range(6)] == [512, 512, 512, 512, 37, 16]
+
+
+def said(bench: Bench) -> list[tuple[str | None, int | None, str | None]]:
+    """Who said what in the last step, and whether it was over by that; a failure says nothing."""
+    return [
+        (e.request_id, e.token_id, e.finish_reason)
+        if isinstance(e, TokenEvent)
+        else (e.request_id, None, e.code)
+        for e in bench.events
+    ]
+
+
+def drafting(bench: Bench, name: str, *, length: int = 4, **options: Any) -> Sequence:
+    """A sequence that has said 5, 6, 7, 5, 6, 7 and now drafts `length` tokens at once."""
+    options = {"prompt": [5, 6, 7, 5, 6], "max_tokens": 40} | options
+    one = bench.add(name, **options)
+    bench.step(7)
+    assert one.lookup is not None
+    one.lookup.learn(length, length)
+    return one
+
+
+def counting(chunk: Chunk) -> int:
+    """Goes on as the drafts do: 5, 6, 7, 5, 6, 7, …"""
+    return (chunk.text[-1] - 4) % 3 + 5
+
+
+def test_drafts_are_rows_like_decodes_and_are_all_taken_if_true() -> None:
+    bench = Bench(speculative=4)
+    one = drafting(bench, "a")
+    bench.events = []
+    plan = bench.step_saying(counting)
+    assert plan is not None
+    assert plan.decodes == len(plan.chunks) == len(plan.sampled) == 5
+    assert plan.token_ids[:5].tolist() == [7, 5, 6, 7, 5]
+    assert plan.positions[:5].tolist() == [5, 6, 7, 8, 9]
+    assert plan.sample_rows.tolist() == [0, 1, 2, 3, 4]
+    places = [one.block_table[at // 4] * 4 + at % 4 for at in range(5, 10)]
+    assert plan.write_places.tolist() == places
+    assert said(bench) == [("a", token, None) for token in (5, 6, 7, 5, 6)]
+    assert (len(one.tokens), one.computed, one.cached_blocks) == (11, 10, 2)
+    counted = bench.scheduler
+    assert (counted.drafts, counted.drafted_tokens, counted.accepted_tokens) == (1, 4, 4)
+    bench.drain()
+
+
+def test_from_the_first_wrong_draft_on_none_counts() -> None:
+    bench = Bench(speculative=4)
+    one = drafting(bench, "a")
+    # The third row parts from its draft; the fourth is right, but for another text.
+    bench.step_saying(lambda chunk: 9 if len(chunk.drafted) == 2 else counting(chunk))
+    assert said(bench) == [("a", token, None) for token in (5, 6, 9)]
+    assert one.tokens == [5, 6, 7, 5, 6, 7, 5, 6, 9]
+    assert (one.computed, one.cached_blocks) == (8, 2)
+    assert bench.scheduler.accepted_tokens == 2
+    bench.drain()
+
+
+def test_what_ends_a_sequence_among_its_drafts() -> None:
+    for sampling, reason, tokens in (
+        ({"stop_token_ids": (6,)}, "stop", 2),
+        ({"stop_token_ids": (6,), "min_tokens": 4}, "stop", 5),
+        ({"max_tokens": 4}, "length", 3),
+        ({"max_tokens": 3}, "length", 2),
+    ):
+        bench = Bench(speculative=4)
+        one = drafting(bench, "a", **sampling)
+        bench.step_saying(counting)
+        wanted = [("a", token, None) for token in (5, 6, 7, 5, 6)[:tokens]]
+        wanted[-1] = (*wanted[-1][:2], reason)
+        assert said(bench) == wanted
+        assert one.phase is Phase.OVER
+        assert bench.cache.used == 0
+        # As after plain decodes, all but the last token can be found.
+        alike = bench.add("next", one.tokens + [50])
+        bench.step()
+        assert alike.cached_tokens == (len(one.tokens) - 1) // BLOCK_SIZE * BLOCK_SIZE
+
+
+def test_drafts_leave_prompts_all_that_they_want_of_a_step() -> None:
+    bench = Bench(tokens=9, speculative=4)
+    drafting(bench, "a")
+    bench.add("long", prompt=21)
+    assert bench.counts(7) == {"a": 1, "long": 8}
+    plan = bench.step_saying(counting)
+    assert plan is not None
+    assert [chunk.count for chunk in plan.chunks] == [1, 8]
+    plan = bench.step_saying(counting)
+    assert plan is not None
+    assert plan.tokens == 9
+    assert sum(1 for chunk in plan.chunks if chunk.drafted) == 3, "what the prompt's end leaves"
+
+
+def test_nobody_loses_a_block_to_a_draft() -> None:
+    bench = Bench(blocks=4, speculative=8, prefix_cache=False)
+    one = drafting(bench, "a", length=8, max_tokens=5)  # six tokens, in two blocks of four
+    bench.add("b", prompt=4, max_tokens=1)
+    plan = bench.step_saying(counting)
+    assert plan is not None
+    drafts = [chunk for chunk in plan.chunks if chunk.drafted]
+    assert len(drafts) == 2, "the free block is b's next"
+    assert len(one.block_table) == 2
+    bench.drain()
+    assert bench.scheduler.preemptions == 0
+
+
+def test_a_wrong_draft_that_overflowed_leaves_nothing_behind() -> None:
+    bench = Bench(speculative=4)
+    one = drafting(bench, "a")
+    bench.step_saying(lambda chunk: None if len(chunk.drafted) == 2 else 8)
+    assert said(bench) == [("a", 8, None)]
+    assert (one.phase, one.block_table, one.lookup) == (Phase.WAITING, [], None)
+    plan = bench.step_saying(counting)
+    assert plan is not None
+    assert [(chunk.start, chunk.count) for chunk in plan.chunks] == [(4, 3)]
+    bench.drain()
+
+
+def test_a_right_draft_that_overflowed_ends_the_sequence_as_a_decode_would() -> None:
+    bench = Bench(speculative=4)
+    drafting(bench, "a")
+    bench.step_saying(lambda chunk: None if len(chunk.drafted) == 2 else counting(chunk))
+    assert said(bench) == [("a", 5, None), ("a", 6, None), ("a", None, "engine_failed")]
+    assert not bench.scheduler.running
+    bench.add("b", [5, 6, 7, 5, 6, 7])
+    assert bench.counts() == {"b": 6}, "nothing of it is found"
+    bench.drain()

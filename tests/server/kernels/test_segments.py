@@ -21,3 +21,12 @@ def test_neighbours_of_one_slot_are_one_segment() -> None:
 def test_an_empty_run_is_a_fault_of_the_caller() -> None:
     with pytest.raises(ValueError, match="a run of 0 rows"):
         plan_segments([(0, 1)], ranks=[4, 4])
+
+
+def test_what_is_the_same_as_before_is_handed_on() -> None:
+    before = plan_segments([(2, 0), (1, 1)], ranks=[8, 3])
+    assert plan_segments([(1, 0), (1, 0), (1, 1)], [8, 3], previous=before) is before
+    for runs, ranks in (([(2, 0), (1, 1)], [8, 4]), ([(1, 0), (2, 1)], [8, 3]), ([(3, 0)], [8, 3])):
+        other = plan_segments(runs, ranks, previous=before)
+        assert other.items == plan_segments(runs, ranks).items != before.items
+        assert other.slots.tolist() == [item.slot for item in other.items]
