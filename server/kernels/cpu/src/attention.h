@@ -9,7 +9,7 @@
 
 static constexpr int RUN = 32;        // tokens whose scores are held at once
 static constexpr int64_t PART = 512;  // tokens of a decode's part, at most
-static constexpr int64_t TILE_PART = 64 * TILE_KEYS;  // tokens of a tile's part
+static constexpr int64_t TILE_PART = 32 * TILE_KEYS;  // tokens of a tile's part
 static constexpr int HEADS = 4;       // query heads whose sums are held in registers at once
 
 template <typename T>

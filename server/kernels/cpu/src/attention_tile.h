@@ -10,8 +10,8 @@
 // exactly zero: a row's sums do not depend on which rows share its tile. Included inside a
 // namespace, after vec.h.
 
-static constexpr int BLOCK_ROWS = 6;   // query rows whose scores or sums are held in registers
-static constexpr int TILE_KEYS = 64;  // tokens of a run
+static constexpr int BLOCK_ROWS = 6;     // query rows whose scores or sums are held in registers
+static constexpr int TILE_KEYS = 128;    // tokens of a run
 static constexpr int TILE_QUERIES = 96;  // query rows of a tile, about
 #ifdef AD_AVX512
 static constexpr int BLOCK_VECTORS = 4;  // vectors of scores or sums of each row, likewise
