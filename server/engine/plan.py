@@ -87,10 +87,13 @@ def build_plan(
     block_size: int,
     device: torch.device,
     previous: SegmentPlan | None = None,
+    *,
+    pad: bool = True,
 ) -> StepPlan:
     """Lays chunks out as one flat batch. `ranks[slot]` is the rank of the adapter in it.
 
     `previous`: the segments of the step before, which are taken over where they are the same.
+    `pad`: rows are rounded up to few sizes (row_buckets.py says who wants that).
     """
     ordered = sorted(chunks, key=lambda chunk: (chunk.count > 1, chunk.slot))
     width = max(-(-(chunk.start + chunk.count) // block_size) for chunk in ordered)
@@ -113,7 +116,7 @@ def build_plan(
             sample_rows.append(starts[-1] + chunk.count - 1)
             sampled.append(chunk)
         starts.append(starts[-1] + chunk.count)
-    padding = rows_for(starts[-1]) - starts[-1]
+    padding = rows_for(starts[-1]) - starts[-1] if pad else 0
     nothing = [0] * padding
     parts = (token_ids + nothing, positions + nothing, places, sample_rows, tables, starts)
     ids, at, write_places, rows, block_tables, query_starts = _tensors(parts, device)

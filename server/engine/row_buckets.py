@@ -1,7 +1,8 @@
 """How many rows a batch is rounded up to.
 
-oneDNN compiles a matmul for each number of rows that it meets: about a millisecond and some hundred
-kilobytes each. Few numbers of rows means that all of them are compiled soon, and kept.
+Torch's matmuls want it: oneDNN compiles one for each number of rows that it meets, about a
+millisecond and some hundred kilobytes each. Few numbers of rows means that all of them are compiled
+soon, and kept. The native library's take any number as it is.
 """
 
 BUCKETS = (1, 2, 4, 8, 16)

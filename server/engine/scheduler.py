@@ -44,6 +44,7 @@ class SchedulerLimits:
     block_size: int
     max_prefill_slowdown: float | None = None  # of running streams; None: prompts fill every step
     speculative_tokens: int = 0  # drafts per sequence and step, at most
+    pad_rows: bool = True  # of steps, to few sizes
 
 
 class Scheduler:
@@ -107,7 +108,12 @@ class Scheduler:
         if self._limits.speculative_tokens:
             chunks += self._drafts(chunks)
         plan = build_plan(
-            chunks, self._residency.ranks, self._limits.block_size, self._device, self._segments
+            chunks,
+            self._residency.ranks,
+            self._limits.block_size,
+            self._device,
+            self._segments,
+            pad=self._limits.pad_rows,
         )
         self._segments = plan.segments
         return plan

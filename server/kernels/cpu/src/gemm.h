@@ -68,59 +68,56 @@ AD_INLINE void multiply(const float *x, int64_t stride, const float *panel, int6
     }
 }
 
+// The same over pairs of bfloat16, with x in float32: converting a weight costs as much as using it
+// in one row, and is done once for all rows of the tile.
+template <int ROWS>
+AD_INLINE void multiply(const float *x, int64_t stride, const bf16 *panel, int64_t in,
+                        const Ahead &ahead, vf (&acc)[ROWS][GEMM_VECTORS]) {
+    for (int64_t k = 0; k < in; k += 2) {
+        ask(ahead, k / 2);
+        vu pairs[GEMM_VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < GEMM_VECTORS; v++)
+            __builtin_memcpy(&pairs[v], panel + k * PANEL + v * 2 * VL, sizeof pairs[v]);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+            for (int v = 0; v < GEMM_VECTORS; v++)
+                acc[i][v] += x[i * stride + k] * (vf)(pairs[v] << 16);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+            for (int v = 0; v < GEMM_VECTORS; v++)
+                acc[i][v] += x[i * stride + k + 1] * (vf)(pairs[v] & 0xffff0000u);
+    }
+}
+
+#ifdef AD_AVX512_BF16
+// By dot products of pairs.
 template <int ROWS>
 AD_INLINE void multiply(const bf16 *x, int64_t stride, const bf16 *panel, int64_t in,
                         const Ahead &ahead, vf (&acc)[ROWS][GEMM_VECTORS]) {
-    const auto pair = [&](const bf16 *at, uint32_t (&xs)[ROWS], bool both) AD_LAMBDA {
-#pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++) {
-            xs[i] = 0;
-            __builtin_memcpy(&xs[i], at + i * stride, both ? 4 : 2);
-        }
-    };
-    const auto add = [&](int64_t k, const uint32_t (&xs)[ROWS]) AD_LAMBDA {
-        const bf16 *w = panel + k * PANEL;
+    for (int64_t k = 0; k < in; k += 2) {
         ask(ahead, k / 2);
-#ifdef AD_AVX512_BF16
         __m512bh ws[GEMM_VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < GEMM_VECTORS; v++)
-            ws[v] = (__m512bh)_mm512_loadu_si512(w + v * 2 * VL);
+            ws[v] = (__m512bh)_mm512_loadu_si512(panel + k * PANEL + v * 2 * VL);
 #pragma GCC unroll 8
         for (int i = 0; i < ROWS; i++) {
-            const __m512bh both = (__m512bh)_mm512_set1_epi32((int)xs[i]);
+            uint32_t pair = 0;  // the last input of an odd number has no other
+            __builtin_memcpy(&pair, x + i * stride + k, k + 1 < in ? 4 : 2);
+            const __m512bh both = (__m512bh)_mm512_set1_epi32((int)pair);
 #pragma GCC unroll 4
             for (int v = 0; v < GEMM_VECTORS; v++)
                 acc[i][v] = (vf)_mm512_dpbf16_ps((__m512)acc[i][v], both, ws[v]);
         }
-#else
-#pragma GCC unroll 4
-        for (int v = 0; v < GEMM_VECTORS; v++) {
-            vu pairs;
-            __builtin_memcpy(&pairs, w + v * 2 * VL, sizeof pairs);
-            const vf first = (vf)(pairs << 16), second = (vf)(pairs & 0xffff0000u);
-#pragma GCC unroll 8
-            for (int i = 0; i < ROWS; i++) {
-                acc[i][v] += to_float(bf16{(uint16_t)xs[i]}) * first;
-                acc[i][v] += to_float(bf16{(uint16_t)(xs[i] >> 16)}) * second;
-            }
-        }
-#endif
-    };
-    uint32_t xs[ROWS];
-    int64_t k = 0;
-    for (; k + 2 <= in; k += 2) {
-        pair(x + k, xs, true);
-        add(k, xs);
-    }
-    if (k < in) {
-        pair(x + k, xs, false);
-        add(k, xs);
     }
 }
+#endif
 
-template <typename T, int ROWS>
-AD_INLINE void gemm_tile(const T *x, int64_t x_stride, const T *panel, int64_t in,
+template <typename X, typename T, int ROWS>
+AD_INLINE void gemm_tile(const X *x, int64_t x_stride, const T *panel, int64_t in,
                          const Ahead &ahead, const float *bias, T *out, int64_t out_stride,
                          int64_t columns) {
     vf acc[ROWS][GEMM_VECTORS] = {};
@@ -139,17 +136,17 @@ AD_INLINE void gemm_tile(const T *x, int64_t x_stride, const T *panel, int64_t i
         }
 }
 
-template <typename T>
-static void gemm_rows(const T *x, int64_t x_stride, const T *panel, int64_t in, const float *bias,
+template <typename X, typename T>
+static void gemm_rows(const X *x, int64_t x_stride, const T *panel, int64_t in, const float *bias,
                       T *out, int64_t out_stride, int64_t columns, int64_t rows) {
     const int64_t tiles = (rows + GEMM_ROWS - 1) / GEMM_ROWS, bytes = VL * 4 / tiles;
-    const int64_t size = panel_size(x, in) * (int64_t)sizeof(T);
+    const int64_t size = panel_size(panel, in) * (int64_t)sizeof(T);
     for (int64_t r = 0; r < rows; r += GEMM_ROWS) {
-        const T *from = x + r * x_stride;
+        const X *from = x + r * x_stride;
         T *to = out + r * out_stride;
         const Ahead ahead = {(const char *)panel + size + r / GEMM_ROWS * (size / tiles), bytes};
 #define AD_TILE(R) \
-    case R: gemm_tile<T, R>(from, x_stride, panel, in, ahead, bias, to, out_stride, columns); break;
+    case R: gemm_tile<X, T, R>(from, x_stride, panel, in, ahead, bias, to, out_stride, columns); break;
         switch (rows - r < GEMM_ROWS ? rows - r : GEMM_ROWS) {
             AD_TILE(1)
             AD_TILE(2)
@@ -168,25 +165,60 @@ static void gemm_rows(const T *x, int64_t x_stride, const T *panel, int64_t in, 
     }
 }
 
-template <typename T>
-static void linear_of(const ad_linear *l, const T *x, int64_t x_stride, T *out, int64_t out_stride,
-                      int64_t rows) {
+// One thread's share of the product; called by all threads of a parallel region.
+template <typename X, typename T>
+static void linear_share(const ad_linear *l, const X *x, int64_t x_stride, T *out,
+                         int64_t out_stride, int64_t rows) {
     const T *packed = (const T *)l->packed;
     const int64_t panels = panels_of(l->out), size = panel_size(packed, l->in);
     const int64_t blocks = (rows + ROW_BLOCK - 1) / ROW_BLOCK;
     const auto task = [&](int64_t p, int64_t first) {
         const int64_t left = l->out - p * PANEL, columns = left < PANEL ? left : PANEL;
-        gemm_rows<T>(x + first * x_stride, x_stride, packed + p * size, l->in,
-                     l->bias ? l->bias + p * PANEL : nullptr, out + first * out_stride + p * PANEL,
-                     out_stride, columns, rows - first < ROW_BLOCK ? rows - first : ROW_BLOCK);
+        gemm_rows<X, T>(x + first * x_stride, x_stride, packed + p * size, l->in,
+                        l->bias ? l->bias + p * PANEL : nullptr,
+                        out + first * out_stride + p * PANEL, out_stride, columns,
+                        rows - first < ROW_BLOCK ? rows - first : ROW_BLOCK);
     };
     if (blocks == 1) {
         // A thread's panels follow each other, so that each is in its cache when its turn comes.
-#pragma omp parallel for schedule(static)
+#pragma omp for schedule(static)
         for (int64_t p = 0; p < panels; p++) task(p, 0);
     } else {
-#pragma omp parallel for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < panels * blocks; i++) task(i / blocks, i % blocks * ROW_BLOCK);
+    }
+}
+
+static void linear_of(const ad_linear *l, const float *x, int64_t x_stride, float *out,
+                      int64_t out_stride, int64_t rows) {
+#pragma omp parallel
+    linear_share(l, x, x_stride, out, out_stride, rows);
+}
+
+static void linear_of(const ad_linear *l, const bf16 *x, int64_t x_stride, bf16 *out,
+                      int64_t out_stride, int64_t rows) {
+#ifdef AD_AVX512_BF16
+    if (fast_bf16_dots()) {
+#pragma omp parallel
+        linear_share(l, x, x_stride, out, out_stride, rows);
+        return;
+    }
+#endif
+    static thread_local Scratch<float> scratch;
+    const int64_t in = l->in, stride = in + in % 2;
+    float *wide = scratch.room(rows * stride);
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; r++) {
+            const bf16 *from = x + r * x_stride;
+            float *to = wide + r * stride;
+            int64_t k = 0;
+            for (; k + VL <= in; k += VL) store(to + k, load(from + k));
+            for (; k < in; k++) to[k] = to_float(from[k]);
+            if (k < stride) to[k] = 0;
+        }
+        linear_share(l, (const float *)wide, stride, out, out_stride, rows);
     }
 }
 

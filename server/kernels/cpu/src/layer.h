@@ -48,7 +48,7 @@ static void normed(const ad_norm &norm, const T *x, T *out, int64_t rows, int64_
 // What the modules give, and what adapters add to it.
 template <typename T>
 static void group_of(const ad_group &group, const T *x, int64_t x_stride, T *out, int64_t rows) {
-    linear_of<T>(&group.linear, x, x_stride, out, group.linear.out, rows);
+    linear_of(&group.linear, x, x_stride, out, group.linear.out, rows);
     for (int64_t i = 0; i < group.hooks; i++)
         group.hook[i].run(group.hook[i].context, x, x_stride, out, group.linear.out, rows);
 }
