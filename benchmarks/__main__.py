@@ -9,12 +9,14 @@ from rich.table import Table
 
 from benchmarks import floor, mixed, peers
 from benchmarks.floor import Shape, decode_cost, prefill_cost
+from benchmarks.http import command as http
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
 )
 app.command("mixed")(mixed.main)
 app.command("peers")(peers.main)
+app.command("http")(http.main)
 
 
 @app.command("floor")
@@ -44,8 +46,9 @@ def show_floor(
 
 @app.command("all")
 def everything() -> None:
-    """`mixed`, then `peers`, with their defaults."""
+    """`mixed`, `http`, then `peers`, with their defaults."""
     mixed.app(args=[], standalone_mode=False)
+    http.app(args=[], standalone_mode=False)
     peers.app(args=[], standalone_mode=False)
 
 

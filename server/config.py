@@ -189,6 +189,16 @@ class Settings(BaseSettings):
     max_sequences: int = _setting(
         64, "Engine", "Sequences generated at once; more wait.", example="128", ge=1
     )
+    max_prefill_slowdown: float = _setting(
+        1.8,
+        "Engine",
+        "While one prompt is read, running streams wait about so many times as long for a token, "
+        "at most; each further prompt adds as much again. Chunks are cut to fit, by how long steps "
+        "took so far.",
+        example="1.5",
+        ge=1,
+        le=1000,
+    )
     threads: int | None = _setting(
         None, "Engine", "CPU threads for tensor work. Default: torch's choice.", example="4", ge=1
     )
@@ -248,6 +258,7 @@ class Settings(BaseSettings):
             kv_cache_bytes=self.kv_cache_bytes,
             max_batch_tokens=self.max_batch_tokens,
             max_sequences=self.max_sequences,
+            max_prefill_slowdown=self.max_prefill_slowdown,
             prefix_cache=self.prefix_cache,
             host_cache_bytes=self.host_cache_bytes,
             threads=self.threads,

@@ -23,9 +23,10 @@ from rich.console import Console
 from benchmarks.e2e_nlg.bleu import Score, score
 from benchmarks.e2e_nlg.data import DataMissing, Facts, data_folder, sample_of_test_set
 from benchmarks.e2e_nlg.offline import Offline, Reply
-from benchmarks.e2e_nlg.serving import Ask, ask_all, base_name, own_server, push
+from benchmarks.e2e_nlg.serving import Ask, ask_all
 from benchmarks.e2e_nlg.train import ADAPTER, DEMO_BASE
 from benchmarks.machine import Machine, describe
+from benchmarks.own_server import base_name, own_server, push
 
 NAME = "e2e-nlg"
 BASE = "base"  # what the base's answers are filed under, whatever the server calls it
@@ -114,7 +115,9 @@ def evaluate(plan: Plan, facts: Sequence[Facts], server: str | None = None) -> R
     machine = describe()
     asked = _traffic(plan, facts)
     with ExitStack() as stack:
-        url = server or stack.enter_context(own_server(plan.base, plan.threads))
+        options = ("--dtype", "float32", "--max-resident-adapters", "3")
+        options += ("--threads", str(plan.threads))
+        url = server or stack.enter_context(own_server(plan.base, *options)).url
         for name, folder in {NAME: plan.adapter, **plan.others}.items():
             push(url, name, folder)
         served_base = base_name(url)

@@ -105,6 +105,8 @@ class Choice:
 
     def _release(self, stopped: bool) -> tuple[TokenLogprob, ...]:
         """Those whose text is out now; at a normal end also those without text of their own."""
+        if not self._waiting:
+            return ()
         all_out = self.finish_reason is not None and not stopped
         out = [one for one in self._waiting if all_out or one.offset < self._shown]
         self._waiting = self._waiting[len(out) :]

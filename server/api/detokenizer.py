@@ -66,6 +66,8 @@ class StopMatcher:
 
     def push(self, text: str) -> tuple[str, bool]:
         """The text that is safe to show, and whether a stop string ended it."""
+        if not self._stops:
+            return text, False
         text = self._held + text
         ends = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if ends:
@@ -82,7 +84,7 @@ class StopMatcher:
 
     def _held_length(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop string."""
-        longest = min(len(text), max((len(stop) for stop in self._stops), default=1) - 1)
+        longest = min(len(text), max(len(stop) for stop in self._stops) - 1)
         for length in range(longest, 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops):
                 return length

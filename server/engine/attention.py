@@ -6,7 +6,6 @@ step's own metadata as the keyword argument `paged`.
 """
 
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from adapters_store.errors import EngineStartFailed
-from server.engine.kv_cache import KVCache
+from server.engine.kv_cache import KVCache, LayerShape
 from server.engine.plan import StepPlan
-from server.kernels.cpu.attention import decode_attention, write_kv
-from server.kernels.cpu.native import NativeKernels
+from server.kernels.cpu.attention import paged_attention as native_attention
+from server.kernels.cpu.attention import write_kv
+from server.kernels.cpu.native import NativeKernels, Step
 
 if TYPE_CHECKING:
     from server.kernels.triton.attention import AttentionStep  # triton need not be installed
@@ -33,6 +33,17 @@ IGNORED_ARGUMENTS = frozenset(
 an unknown argument may well be one that changes the result."""
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionFacts:
+    """What a layer asks of its attention, the same in every step."""
+
+    shape: LayerShape
+    scale: float
+    window: int | None
+    softcap: float | None
+    sinks: Tensor | None  # [heads]
+
+
 @dataclass(slots=True)
 class PagedStep:
     """What attention needs of one step, worked out once and shared by all layers.
@@ -44,17 +55,26 @@ class PagedStep:
     cache: KVCache
     kernels: NativeKernels | None = None
     triton: "AttentionStep | None" = None  # with it, all rows run on the Triton kernels
-    contexts: tuple[int, ...] = field(init=False)  # tokens of each chunk's sequence, up to its end
-    starts: tuple[int, ...] = field(init=False)  # query_starts, without asking the device
-    seen: Tensor | None = field(init=False, default=None)  # contexts [chunks] int64, for kernels
+    contexts: Tensor = field(init=False)  # [chunks] int64, tokens of the sequence up to its end
+    native: Step | None = field(init=False, default=None)  # for native layers
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        counts = [chunk.count for chunk in self.plan.chunks]
-        self.starts = tuple(accumulate(counts, initial=0))
-        self.contexts = tuple(chunk.start + chunk.count for chunk in self.plan.chunks)
+        self.contexts = torch.tensor([chunk.start + chunk.count for chunk in self.plan.chunks])
         if self.kernels is not None:
-            self.seen = torch.tensor(self.contexts)
+            self.native = native_step(self.plan, self.contexts, self.cache.block_size)
+
+
+def native_step(plan: StepPlan, contexts: Tensor, block_size: int) -> Step:
+    """What native layers need of a step; valid as long as `plan` and `contexts` are."""
+    step = Step(rows=plan.tokens, places=plan.write_places.data_ptr())
+    step.attention.chunks = len(plan.chunks)
+    step.attention.query_starts = plan.query_starts.data_ptr()
+    step.attention.block_size = block_size
+    step.attention.table_stride = plan.block_tables.stride(0)
+    step.attention.tables = plan.block_tables.data_ptr()
+    step.attention.contexts = contexts.data_ptr()
+    return step
 
 
 def register() -> None:
@@ -100,30 +120,45 @@ def paged_attention(
         return out.unsqueeze(0), None
     if paged.kernels is None:
         cache.write(layer, plan.write_places, new_keys, new_values)
-    else:
-        write_kv(paged.kernels, new_keys, new_values, *cache.tensors(layer), plan.write_places)
-    groups = []
-    if plan.decodes and paged.kernels is not None and paged.seen is not None:
-        decode_attention(
-            paged.kernels,
-            rows[: plan.decodes],
-            *cache.tensors(layer),
-            plan.block_tables,
-            paged.seen,
-            out[: plan.decodes],
-            **options,
-        )
-    elif plan.decodes:
-        groups.append((0, plan.decodes))
+        _attend_chunks(paged, layer, rows, out, **options)
+        return out.unsqueeze(0), None
+    write_kv(paged.kernels, new_keys, new_values, *cache.tensors(layer), plan.write_places)
+    native_attention(
+        paged.kernels,
+        rows,
+        *cache.tensors(layer),
+        plan.block_tables,
+        plan.query_starts,
+        paged.contexts,
+        out,
+        **options,
+    )
+    return out.unsqueeze(0), None
+
+
+def _attend_chunks(
+    paged: PagedStep,
+    layer: int,
+    rows: Tensor,
+    out: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> None:
+    """Torch's form: decodes together, every other chunk by itself, over gathered keys."""
+    plan, cache = paged.plan, paged.cache
+    starts, contexts = plan.query_starts.tolist(), paged.contexts.tolist()
+    groups = [(0, plan.decodes)] if plan.decodes else []
     groups += [(i, i + 1) for i in range(plan.decodes, len(plan.chunks))]
     for first, last in groups:
-        span = slice(paged.starts[first], paged.starts[last])
-        width = -(-max(paged.contexts[first:last]) // cache.block_size)
+        span = slice(starts[first], starts[last])
+        width = -(-max(contexts[first:last]) // cache.block_size)
         keys, values = cache.read(layer, plan.block_tables[first:last, :width])
-        mask = _mask(paged, first, last, keys.shape[1], sliding_window)
+        mask = _mask(paged, first, span, last - first, keys.shape[1], window)
         grouped = rows[span].unflatten(0, (last - first, -1))
-        out[span] = _attend(grouped, keys, values, mask, scale, softcap, s_aux).flatten(0, 1)
-    return out.unsqueeze(0), None
+        out[span] = _attend(grouped, keys, values, mask, scale, softcap, sinks).flatten(0, 1)
 
 
 def refuse_unknown(others: dict[str, Any]) -> None:
@@ -136,12 +171,12 @@ def refuse_unknown(others: dict[str, Any]) -> None:
             )
 
 
-def _mask(paged: PagedStep, first: int, last: int, width: int, window: int | None) -> Tensor:
+def _mask(
+    paged: PagedStep, first: int, span: slice, sequences: int, width: int, window: int | None
+) -> Tensor:
     """Who sees whom: bool [sequences, 1, rows, width], the same for all heads."""
     if (first, window) not in paged.masks:
-        plan = paged.plan
-        span = slice(paged.starts[first], paged.starts[last])
-        asker = plan.positions[span].view(last - first, 1, -1, 1)
+        asker = paged.plan.positions[span].view(sequences, 1, -1, 1)
         asked = torch.arange(width, device=asker.device)
         mask = asked <= asker
         if window is not None:

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from adapters_store.content import LinearShape
 from adapters_store.errors import EngineStartFailed
-from server.engine.attention import PAGED_ATTENTION, refuse_unknown, register
+from server.engine.attention import PAGED_ATTENTION, AttentionFacts, refuse_unknown, register
 from server.engine.fused import fuse
 from server.engine.kv_cache import LayerShape
 from server.engine.linears import LinearGroup, pack_head
@@ -46,6 +46,7 @@ class LoadedBase:
     max_positions: int
     eos_token_ids: frozenset[int]
     layers: dict[int, LayerShape]
+    attention: dict[int, AttentionFacts]
     linears: tuple[LinearGroup, ...]  # all modules that adapters can target
     kernels: NativeKernels | None  # what the model's own parts run on; None: torch alone
     parameters: int
@@ -78,13 +79,13 @@ def load_base(
     model = _model(folder, hf_config, dtype, architecture).to(device).eval().requires_grad_(False)
     progress(LoadProgress("weights", 1, 1))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    layers, groups = _probe(model, architecture)
+    attention, groups = _probe(model, architecture)
     model.set_attn_implementation(PAGED_ATTENTION)
-    linears = tuple(LinearGroup(group) for group in groups)
+    kernels = _kernels(config, device, dtype)
+    linears = tuple(LinearGroup(group, kernels) for group in groups)
     head = model.get_output_embeddings()
     if type(head) is nn.Linear:
-        pack_head(head)
-    kernels = _kernels(config, device, dtype)
+        pack_head(head, kernels)
     if kernels is not None:
         fuse(model, kernels)
     return LoadedBase(
@@ -95,7 +96,8 @@ def load_base(
         vocab_size=model.get_input_embeddings().num_embeddings,
         max_positions=_max_positions(hf_config),
         eos_token_ids=_eos(folder, hf_config),
-        layers=layers,
+        layers={layer: facts.shape for layer, facts in attention.items()},
+        attention=attention,
         linears=linears,
         kernels=kernels,
         parameters=parameters,
@@ -197,24 +199,30 @@ def _probe_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     *,
-    seen: dict[int, LayerShape],
+    seen: dict[int, AttentionFacts],
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Notes the shapes of one layer's keys and values; its output is of no use."""
+    """Notes what one layer's attention is asked for; its output is of no use."""
     refuse_unknown(others)
     layer = getattr(module, "layer_idx", None)
     if layer is None or layer in seen:
         raise EngineStartFailed(
             f"{type(module).__name__} shares its cache between layers, which is not served here"
         )
-    seen[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+    seen[layer] = AttentionFacts(
+        LayerShape(key.shape[1], key.shape[3], value.shape[3]),
+        scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
+        window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+    )
     return query.new_zeros(*query.shape[:1], query.shape[2], query.shape[1], value.shape[3]), None
 
 
 def _probe(
     model: Any, architecture: str
-) -> tuple[dict[int, LayerShape], list[dict[str, nn.Module]]]:
-    """Runs a few tokens: what each layer caches, and which linear modules see every row.
+) -> tuple[dict[int, AttentionFacts], list[dict[str, nn.Module]]]:
+    """Runs a few tokens: what each layer's attention is, and which linear modules see every row.
 
     The modules come in groups of those that read the same input one after another. Modules that
     see other rows (routed experts, the head) cannot be targeted.
@@ -231,7 +239,7 @@ def _probe(
         return lambda _, args: reads.append((name, args[0]))
 
     hooks = [module.register_forward_pre_hook(note(name)) for name, module in candidates.items()]
-    layers: dict[int, LayerShape] = {}
+    layers: dict[int, AttentionFacts] = {}
     ids = torch.arange(1, PROBE_TOKENS + 1, device=model.device).unsqueeze(0)
     try:
         with torch.inference_mode():

@@ -37,7 +37,7 @@ from server.engine.messages import (
     TokenEvent,
     Tokens,
 )
-from server.engine.wire import FROM_ENGINE, HEADER, TO_ENGINE, frame
+from server.engine.wire import FROM_ENGINE, HEADER, TO_ENGINE
 
 EngineState = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
@@ -239,7 +239,7 @@ class EngineClient:
     def _post(self, message: ToEngine) -> None:
         """Queues a message; a closed connection is noticed by the reader."""
         if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(frame(TO_ENGINE, message))
+            self._writer.write(TO_ENGINE.frame(message))
 
     async def _reap(self) -> None:
         """Waits for the process to be gone, killing it if it takes too long."""
@@ -265,7 +265,7 @@ def _import_path() -> str:
 async def _receive(reader: asyncio.StreamReader) -> FromEngine | None:
     """The next message, or None when the engine is gone."""
     try:
-        header = await reader.readexactly(HEADER.size)
-        return FROM_ENGINE.validate_json(await reader.readexactly(HEADER.unpack(header)[0]))
+        length, kind = HEADER.unpack(await reader.readexactly(HEADER.size))
+        return FROM_ENGINE.message(kind, await reader.readexactly(length))
     except (asyncio.IncompleteReadError, ConnectionError):
         return None

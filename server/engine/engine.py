@@ -37,6 +37,7 @@ from server.engine.messages import (
     Stats,
     TokenEvent,
 )
+from server.engine.native_layer import attach
 from server.engine.plan import Chunk, StepPlan, build_plan
 from server.engine.prefix_cache import PrefixCache
 from server.engine.runner import Runner
@@ -94,10 +95,16 @@ class Engine:
             dtype=base.dtype,
             host_cache_bytes=config.host_cache_bytes,
         )
-        limits = SchedulerLimits(config.max_batch_tokens, config.max_sequences, config.block_size)
+        limits = SchedulerLimits(
+            config.max_batch_tokens,
+            config.max_sequences,
+            config.block_size,
+            config.max_prefill_slowdown,
+        )
         self._scheduler = Scheduler(
             limits, self._prefixes, self._residency, base.eos_token_ids, base.device
         )
+        attach(base)
         self._runner = _runner(config, base, cache, tuple(bound.values()))
         self._requests: dict[str, list[Sequence]] = {}  # those of its sequences that are not over
         self._failed_steps = 0
@@ -160,7 +167,9 @@ class Engine:
             return events + self._fail_step(plan, error)
         self._failed_steps = 0
         events += self._settled(self._scheduler.apply(plan, sampled))
-        self._count(plan, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._scheduler.took(plan, seconds)
+        self._count(plan, seconds)
         return events
 
     def stats(self) -> Stats:

@@ -1,9 +1,10 @@
 """The base's linear modules as the server runs them: those that read one input as one matmul.
 
 q, k and v read the same hidden states, and so do gate and up. Their weights are laid side by side
-once, packed for the CPU where oneDNN can, and computed together when the first of them is called;
-the others hand out their columns. Modules, names and classes stay as transformers made them: only
-`forward` of each instance is another, so adapters and architectures need not know.
+once, packed for the CPU (by the native library, or by oneDNN where it is not built), and computed
+together when the first of them is called; the others hand out their columns. Modules, names and
+classes stay as transformers made them: only `forward` of each instance is another, so adapters and
+architectures need not know.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from adapters_store.content import LinearShape
 from server.engine.row_buckets import rows_for
+from server.kernels.cpu.native import NativeKernels
+from server.kernels.cpu.packed_linear import PackedLinear
 
 PACKED_ROWS = 16
 """The batch that oneDNN lays packed weights out for: decodes, where reading them is the cost."""
@@ -29,21 +32,32 @@ class LinearGroup:
     Must stay true: whoever calls one of them with an input calls all of them with it, in order.
     """
 
-    def __init__(self, modules: dict[str, nn.Module]) -> None:
+    def __init__(self, modules: dict[str, nn.Module], kernels: NativeKernels | None) -> None:
         """Takes the modules over. Their own weights become views, or give their memory back."""
+        self.modules = tuple(modules.values())
         self.names = tuple(modules)
         self.shapes = tuple(linear_shape(module) for module in modules.values())
         self._widths = [shape.out_features for shape in self.shapes]
+        self.hooks: list[Any] = []  # native.Hook of each listener, or None where it has none
         self._listeners: list[OnOutput] = []
         self._input: Tensor | None = None
         self._outputs: tuple[Tensor, ...] = ()
-        self._matmul = _matmul(tuple(modules.values()))
+        self._matmul = _matmul(self.modules, kernels)
         for index, module in enumerate(modules.values()):
             module.forward = self._lead if index == 0 else self._follower(index)
 
-    def on_output(self, listener: OnOutput) -> None:
-        """From now on `listener` sees, and may add to, what the modules give."""
+    @property
+    def packed(self) -> PackedLinear | None:
+        """The native form of the matmul, where it has one."""
+        return self._matmul if isinstance(self._matmul, PackedLinear) else None
+
+    def on_output(self, listener: OnOutput, hook: Any | None) -> None:
+        """From now on `listener` sees, and may add to, what the modules give.
+
+        `hook`, the same as a native Hook, is what runs instead where the whole layer is native.
+        """
         self._listeners.append(listener)
+        self.hooks.append(hook)
 
     def _lead(self, input: Tensor) -> Tensor:
         x = input.reshape(-1, input.shape[-1])
@@ -76,13 +90,13 @@ def linear_shape(module: nn.Module) -> LinearShape:
     return LinearShape(module.in_features, module.out_features)
 
 
-def pack_head(head: nn.Linear) -> None:
+def pack_head(head: nn.Linear, kernels: NativeKernels | None) -> None:
     """Packs a module that no adapter targets. Its own weight, which may be tied, stays."""
-    matmul, width = _matmul((head,), keep=True), head.out_features
+    matmul, width = _matmul((head,), kernels, keep=True), head.out_features
 
     def forward(input: Tensor) -> Tensor:
         x = input.reshape(-1, input.shape[-1])
-        padding = rows_for(x.shape[0]) - x.shape[0]
+        padding = 0 if kernels is not None else rows_for(x.shape[0]) - x.shape[0]
         if padding:
             x = nn.functional.pad(x, (0, 0, 0, padding))
         return matmul(x)[: x.shape[0] - padding].view(*input.shape[:-1], width)
@@ -90,7 +104,9 @@ def pack_head(head: nn.Linear) -> None:
     head.forward = forward
 
 
-def _matmul(modules: Sequence[Any], *, keep: bool = False) -> Callable[[Tensor], Tensor]:
+def _matmul(
+    modules: Sequence[Any], kernels: NativeKernels | None, *, keep: bool = False
+) -> Callable[[Tensor], Tensor]:
     """x [tokens, in] → all modules' outputs side by side [tokens, out].
 
     With `keep` the modules' own weights stay as they are (somebody else reads them).
@@ -106,8 +122,8 @@ def _matmul(modules: Sequence[Any], *, keep: bool = False) -> Callable[[Tensor],
                 for module, b in zip(modules, biases, strict=True)
             ]
         )
-    packed = _packed(weight)
-    if packed is None:
+    matmul = _packed(weight, bias) if kernels is None else PackedLinear(kernels, weight, bias)
+    if matmul is None:
         if len(modules) > 1:
             _become_views(modules, weight)
         return lambda x: nn.functional.linear(x, weight, bias)
@@ -115,8 +131,7 @@ def _matmul(modules: Sequence[Any], *, keep: bool = False) -> Callable[[Tensor],
         for module in modules:
             # Shape, dtype and device stay readable; the memory is the packed copy's.
             module.weight.data = module.weight.data.new_zeros(()).expand(module.weight.shape)
-    linear = torch.ops.mkldnn._linear_pointwise
-    return lambda x: linear(x, packed, bias, "none", [], "")
+    return matmul
 
 
 def _weight(module: Any) -> Tensor:
@@ -133,8 +148,8 @@ def _become_views(modules: Sequence[Any], weight: Tensor) -> None:
         start += rows.shape[0]
 
 
-def _packed(weight: Tensor) -> Tensor | None:
-    """weight [out, in] in oneDNN's own layout; None where there is none for it.
+def _packed(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor] | None:
+    """The product with weight [out, in] in oneDNN's own layout; None where there is none for it.
 
     Source: torch/_inductor/fx_passes/mkldnn_fusion.py, which packs frozen weights by the same
     two operators.
@@ -150,4 +165,7 @@ def _packed(weight: Tensor) -> Tensor | None:
     own = nn.functional.linear(x, weight)
     theirs = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
     close = torch.allclose(own.float(), theirs.float(), rtol=1e-2, atol=1e-2 * float(own.std()))
-    return packed if close else None
+    if not close:
+        return None
+    linear = torch.ops.mkldnn._linear_pointwise
+    return lambda x: linear(x, packed, bias, "none", [], "")

@@ -1,6 +1,6 @@
 """What crosses between the API process and the engine process: plain, immutable data.
 
-Frames on the socket are these dataclasses as JSON (see wire.py). Token ids only, never text;
+Frames on the socket are these dataclasses as msgpack (see wire.py). Token ids only, never text;
 an adapter only by its digest.
 """
 
@@ -27,6 +27,7 @@ class EngineConfig:
     kv_cache_bytes: int | None = None  # None: sized from free memory
     max_batch_tokens: int = 512  # per step
     max_sequences: int = 64  # running at once
+    max_prefill_slowdown: float | None = 1.8  # of running streams; None: prompts fill every step
     block_size: int = 16  # tokens per KV block
     prefix_cache: bool = True
     host_cache_bytes: int = 1 << 30
@@ -72,27 +73,22 @@ class GenerationRequest:
 @dataclass(frozen=True, slots=True)
 class Start:
     config: EngineConfig
-    type: Literal["start"] = "start"
 
 
 @dataclass(frozen=True, slots=True)
 class Submit:
     request: GenerationRequest
-    type: Literal["submit"] = "submit"
 
 
 @dataclass(frozen=True, slots=True)
 class Abort:
     request_id: str
     index: int | None = None  # which of the request's n; None: all of it
-    type: Literal["abort"] = "abort"
 
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
     """Stop at once; the sender has let its requests finish already."""
-
-    type: Literal["shutdown"] = "shutdown"
 
 
 # --- engine → API process ---------------------------------------------------------------------
@@ -105,7 +101,6 @@ class LoadProgress:
     what: str
     done: int
     total: int
-    type: Literal["load_progress"] = "load_progress"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +125,6 @@ class EngineInfo:
 @dataclass(frozen=True, slots=True)
 class Ready:
     info: EngineInfo
-    type: Literal["ready"] = "ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +159,6 @@ class Tokens:
     """All of one step's events."""
 
     events: tuple[TokenEvent, ...]
-    type: Literal["tokens"] = "tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +169,6 @@ class Failed:
     code: str
     message: str
     param: str | None = None
-    type: Literal["failed"] = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +199,6 @@ class Stats:
     residency: dict[str, SlotLevel] = field(default_factory=dict)  # digest → nearest tier
     running_adapters: tuple[str, ...] = ()  # digests resident in slots
     waiting_adapters: tuple[str, ...] = ()  # digests that queued requests wait for
-    type: Literal["stats"] = "stats"
 
 
 ToEngine = Start | Submit | Abort | Shutdown

@@ -31,7 +31,7 @@ from server.engine.messages import (
     TokenEvent,
     Tokens,
 )
-from server.engine.wire import FROM_ENGINE, HEADER, TO_ENGINE, frame
+from server.engine.wire import FROM_ENGINE, HEADER, TO_ENGINE
 
 STATS_INTERVAL_S = 0.2
 
@@ -60,15 +60,15 @@ class Channel:
     def _read(self) -> None:
         stream = self._sock.makefile("rb")
         while header := stream.read(HEADER.size):
-            body = stream.read(HEADER.unpack(header)[0])
-            self.inbox.put(TO_ENGINE.validate_json(body))
+            length, kind = HEADER.unpack(header)
+            self.inbox.put(TO_ENGINE.message(kind, stream.read(length)))
         # The API process is gone, and nobody is left to answer to.
         os._exit(0)
 
     def _write(self) -> None:
         while (message := self._outbox.get()) is not None:
             try:
-                self._sock.sendall(frame(FROM_ENGINE, message))
+                self._sock.sendall(FROM_ENGINE.frame(message))
             except OSError:
                 os._exit(0)
 

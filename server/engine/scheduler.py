@@ -12,6 +12,7 @@ import torch
 from adapters_store.errors import AdapterdError, EngineFailed
 from server.adapters.residency import Residency
 from server.engine.messages import Failed, FinishReason, Timing, TokenEvent
+from server.engine.pace import StepPace
 from server.engine.plan import Chunk, StepPlan, build_plan
 from server.engine.prefix_cache import PrefixCache
 from server.engine.sampler import Sampled, SampledToken
@@ -19,6 +20,12 @@ from server.engine.sequence import Phase, Sequence
 
 MAX_OVERTAKES = 64
 """So often may later arrivals take slots past one that waits for a slot; then they wait too."""
+
+SETTLED_TOKENS = 8
+"""A stream that has had so many is running; before, it is still one of those that arrived with it.
+
+Prompts that arrive all at once are read in full steps, though the first of them answer already.
+"""
 
 _NOT_FINITE = (
     "the model's output was not finite (NaN or infinity); the adapter's weights, or the prompt, "
@@ -33,6 +40,7 @@ class SchedulerLimits:
     max_batch_tokens: int
     max_sequences: int
     block_size: int
+    max_prefill_slowdown: float | None = None  # of running streams; None: prompts fill every step
 
 
 class Scheduler:
@@ -58,6 +66,7 @@ class Scheduler:
         self._device = device
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in order of arrival
+        self._pace = StepPace()
         self.preemptions = 0
 
     @property
@@ -76,12 +85,18 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The next step, or None when nothing can run now."""
-        chunks = self._continue_running()
+        room = self._prompt_room()
+        chunks = self._continue_running(room)
         spent = sum(chunk.count for chunk in chunks)
-        chunks += self._admit(self._limits.max_batch_tokens - spent)
+        read = sum(chunk.count for chunk in chunks if chunk.count > 1)
+        chunks += self._admit(min(self._limits.max_batch_tokens - spent, room - read))
         if not chunks:
             return None
         return build_plan(chunks, self._residency.ranks, self._limits.block_size, self._device)
+
+    def took(self, plan: StepPlan, seconds: float) -> None:
+        """How long a step took; later ones are sized by it."""
+        self._pace.observe(plan.decodes, plan.tokens - plan.decodes, seconds)
 
     def apply(self, plan: StepPlan, sampled: Sampled) -> list[TokenEvent | Failed]:
         """Appends a step's tokens, ends what they end, and returns the events in row order."""
@@ -157,18 +172,37 @@ class Scheduler:
         assert all(s.phase is Phase.WAITING and not s.block_table for s in self._waiting)
         assert all(s.phase is Phase.RUNNING for s in self._running)
 
-    def _continue_running(self) -> list[Chunk]:
-        """Chunks for what runs already: decodes before prompts, earlier arrivals first."""
+    def _prompt_room(self) -> int:
+        """Tokens of prompts that the next step may have, over all sequences.
+
+        While streams run, so many that their next token comes at most max_prefill_slowdown times
+        as late as without, for one prompt; each further prompt adds as much again.
+        """
+        most, slowdown = self._limits.max_batch_tokens, self._limits.max_prefill_slowdown
+        decoding = [s for s in self._running if s.uncomputed == 1]
+        if slowdown is None or all(s.output_length < SETTLED_TOKENS for s in decoding):
+            return most
+        places = self._limits.max_sequences - len(self._running)
+        prompts = len(self._running) - len(decoding) + min(len(self._waiting), places)
+        return self._pace.room(len(decoding), 1 + (slowdown - 1) * prompts, most)
+
+    def _continue_running(self, room: int) -> list[Chunk]:
+        """Chunks for what runs already: decodes before prompts, earlier arrivals first.
+
+        `room`: tokens of prompts, of which a step can have fewer than of all.
+        """
         chunks: list[Chunk] = []
         budget = self._limits.max_batch_tokens
         for sequence in sorted(self._running, key=lambda s: s.uncomputed > 1):
-            if sequence.phase is not Phase.RUNNING or not budget:
+            reads = sequence.uncomputed > 1
+            count = min(sequence.uncomputed, budget, room if reads else budget)
+            if sequence.phase is not Phase.RUNNING or not count:
                 continue  # pre-empted a moment ago by an earlier one, or no room in this step
-            count = min(sequence.uncomputed, budget)
             if not self._make_room(sequence, count, chunks):
                 continue
             chunks.append(Chunk(sequence, sequence.computed, count))
             budget -= count
+            room -= count if reads else 0
         return chunks
 
     def _make_room(self, sequence: Sequence, count: int, chunks: list[Chunk]) -> bool:

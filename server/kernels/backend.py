@@ -40,7 +40,17 @@ class LowRankBackend(Protocol):
     name: str
 
     def prepare(self, segments: SegmentPlan) -> Any:
-        """Whatever this backend wants to know of the step's segments."""
+        """Whatever this backend wants to know of the step's segments.
+
+        Hooks know it from then on, until the next step is prepared.
+        """
+        ...
+
+    def hook(self, stacks: Sequence[Stack]) -> Any | None:
+        """`add` of these stacks as native code calls it (native.Hook), where there is such a form.
+
+        Valid as long as the stacks' tensors stay where they are.
+        """
         ...
 
     def add(
@@ -61,6 +71,9 @@ class ReferenceBackend:
 
     def prepare(self, segments: SegmentPlan) -> SegmentPlan:
         return segments
+
+    def hook(self, stacks: Sequence[Stack]) -> None:
+        return None
 
     def add(
         self, x: Tensor, stacks: Sequence[Stack], outs: Sequence[Tensor], prepared: SegmentPlan

@@ -44,8 +44,14 @@ class AdaptedLinears(Protocol):
     names: tuple[str, ...]
     shapes: tuple[LinearShape, ...]  # theirs
 
-    def on_output(self, listener: Callable[[Tensor, Sequence[Tensor]], None]) -> None:
-        """`listener(x, outs)` is called at every step: x [tokens, in], outs[i] [tokens, out_i]."""
+    def on_output(
+        self, listener: Callable[[Tensor, Sequence[Tensor]], None], hook: Any | None
+    ) -> None:
+        """`listener(x, outs)` is called at every step: x [tokens, in], outs[i] [tokens, out_i].
+
+        `hook` (native.Hook) does the same where a whole layer runs natively; a kind that has none
+        gives None, and layers stay as they are.
+        """
         ...
 
 

@@ -125,11 +125,13 @@ class BoundLora:
         self._backend = backend
         self._copies = slot_copies(device)
         self._prepared: Any = None
+        self._live = False  # whether any row of the step has an adapter
         self._slots: dict[str, _ModuleSlots] = {}
         for group in linears:
             slots = [_ModuleSlots(shape, limits, dtype, device) for shape in group.shapes]
             self._slots.update(zip(group.names, slots, strict=True))
-            group.on_output(self._adder(tuple(each.stack for each in slots)))
+            stacks = tuple(each.stack for each in slots)
+            group.on_output(self._adder(stacks), backend.hook(stacks))
 
     def write(self, slot: int, adapter: HostAdapter) -> None:
         unknown = adapter.layout.keys() - self._slots.keys()
@@ -147,14 +149,15 @@ class BoundLora:
         self._copies.await_slots(segments.live_slots)
 
     def begin_step(self, segments: SegmentPlan) -> None:
-        self._prepared = self._backend.prepare(segments) if segments.live_slots else None
+        self._prepared = self._backend.prepare(segments)
+        self._live = bool(segments.live_slots)
 
     def end_step(self) -> None:
-        self._prepared = None
+        self._live = False
 
     def _adder(self, stacks: tuple[Stack, ...]) -> Callable[[Tensor, Sequence[Tensor]], None]:
         def add(x: Tensor, outs: Sequence[Tensor]) -> None:
-            if self._prepared is not None:
+            if self._live:
                 self._backend.add(x, stacks, outs, self._prepared)
 
         return add

@@ -2,17 +2,19 @@
 
 import ctypes
 
+import torch
 from torch import Tensor
 
 from server.kernels.cpu.native import DTYPES, Attention, KvWrite, NativeKernels
 
 
-def decode_attention(
+def paged_attention(
     kernels: NativeKernels,
     query: Tensor,
     keys: Tensor,
     values: Tensor,
     tables: Tensor,
+    query_starts: Tensor,
     contexts: Tensor,
     out: Tensor,
     *,
@@ -21,18 +23,23 @@ def decode_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> None:
-    """One query row of each sequence attends to its `contexts` first tokens, straight from blocks.
+    """Each row attends to its own sequence up to itself, straight from blocks.
 
-    query [sequences, heads, key_dim], last dimension dense; keys [blocks, block_size, kv_heads,
-    key_dim], values [blocks, block_size, kv_heads, value_dim]; tables [sequences, blocks] int64;
-    contexts [sequences] int64; sinks [heads] float32; out [sequences, heads, value_dim], dense.
+    The rows of chunk i are query_starts[i] up to query_starts[i + 1], the last ones of the
+    contexts[i] first tokens of a sequence; there may be rows after the last chunk's.
+
+    query [rows, heads, key_dim], last dimension dense; keys [blocks, block_size, kv_heads,
+    key_dim], values [blocks, block_size, kv_heads, value_dim]; tables [chunks, blocks] int64;
+    query_starts [chunks + 1] int32; contexts [chunks] int64; sinks [heads] float32;
+    out [rows, heads, value_dim], dense, written in the chunks' rows only.
     `window`: tokens seen at most, the row's own included. Softmax in float32.
     """
-    sequences, heads, key_dim = query.shape
-    assert query.stride(2) == 1 and out.is_contiguous()
+    heads, key_dim = query.shape[1:]
+    assert query.stride(2) == 1 and out.is_contiguous() and tables.stride(1) == 1
+    assert query_starts.dtype == torch.int32
     job = Attention(
         DTYPES[query.dtype],
-        sequences,
+        contexts.shape[0],
         heads,
         keys.shape[2],
         key_dim,
@@ -48,6 +55,7 @@ def decode_attention(
         keys.data_ptr(),
         values.data_ptr(),
         tables.data_ptr(),
+        query_starts.data_ptr(),
         contexts.data_ptr(),
         None if sinks is None else sinks.data_ptr(),
         out.data_ptr(),

@@ -17,6 +17,8 @@ LIBRARY = "_native*.so"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Element types that the kernels know, by their numbers there."""
 
+SILU, GELU_TANH = 0, 1
+
 
 class Segment(Structure):
     _fields_ = [("start", c_int64), ("count", c_int64), ("slot", c_int64)]
@@ -52,12 +54,15 @@ class Attention(Structure):
         ("dtype", c_int32),
         *(
             (name, c_int64)
-            for name in "sequences heads kv_heads key_dim value_dim block_size table_stride "
+            for name in "chunks heads kv_heads key_dim value_dim block_size table_stride "
             "q_token_stride q_head_stride window".split()
         ),
         ("scale", c_float),
         ("softcap", c_float),
-        *((name, c_void_p) for name in "q keys values tables contexts sinks out".split()),
+        *(
+            (name, c_void_p)
+            for name in "q keys values tables query_starts contexts sinks out".split()
+        ),
     ]
 
 
@@ -70,6 +75,69 @@ class KvWrite(Structure):
             "v_token_stride v_head_stride".split()
         ),
         *((name, c_void_p) for name in "k v keys values places".split()),
+    ]
+
+
+class Linear(Structure):
+    _fields_ = [
+        ("dtype", c_int32),
+        ("in_features", c_int64),
+        ("out_features", c_int64),
+        ("packed", c_void_p),
+        ("bias", c_void_p),
+    ]
+
+
+class Norm(Structure):
+    _fields_ = [("weight", c_void_p), ("eps", c_float), ("plus_one", c_int32)]
+
+
+RunHook = CFUNCTYPE(None, c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_int64)
+"""(context, x, x_stride, out, out_stride, rows)"""
+
+
+class Hook(Structure):
+    _fields_ = [("run", RunHook), ("context", c_void_p)]
+
+
+class Segments(Structure):
+    _fields_ = [("count", c_int64), ("first", POINTER(Segment))]
+
+
+class LoraHook(Structure):
+    _fields_ = [("job", Lora), ("columns", POINTER(c_int64)), ("step", POINTER(Segments))]
+
+
+class Group(Structure):
+    _fields_ = [("linear", Linear), ("hooks", c_int64), ("hook", POINTER(Hook))]
+
+
+class Layer(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in "dtype activation norm_whole_rows".split()),
+        *((name, c_int64) for name in "heads kv_heads key_dim value_dim window".split()),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("sinks", c_void_p),
+        *(
+            (name, Norm)
+            for name in "before_attention query_norm key_norm after_attention before_mlp "
+            "after_mlp".split()
+        ),
+        *((name, Group) for name in "qkv o gate_up down".split()),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+    ]
+
+
+class Step(Structure):
+    _fields_ = [
+        ("rows", c_int64),
+        ("rotary", c_int64),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("places", c_void_p),
+        ("attention", Attention),
     ]
 
 
@@ -87,18 +155,37 @@ class NativeKernels(Structure):
                 None, c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float, c_int32
             ),
         ),
-        (  # dtype, gate, up, out, rows, width, gate_stride, up_stride
-            "silu_mul",
+        (  # dtype, activation, gate, up, out, rows, width, gate_stride, up_stride
+            "gated",
             CFUNCTYPE(
-                None, c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64
+                None,
+                *(c_int32, c_int32, c_void_p, c_void_p, c_void_p),
+                *(c_int64, c_int64, c_int64, c_int64),
             ),
         ),
+        # dtype, out, in
+        ("packed_numbers", CFUNCTYPE(c_int64, c_int32, c_int64, c_int64)),
+        # dtype, weight, packed, out, in
+        ("pack", CFUNCTYPE(None, c_int32, c_void_p, c_void_p, c_int64, c_int64)),
+        (  # linear, x, x_stride, out, out_stride, rows
+            "linear",
+            CFUNCTYPE(None, POINTER(Linear), c_void_p, c_int64, c_void_p, c_int64, c_int64),
+        ),
+        ("panel", c_int64),
+        ("lora_hook", RunHook),
+        ("layer", CFUNCTYPE(None, POINTER(Layer), POINTER(Step), c_void_p)),
     ]
     lora_add: Any
     paged_attention: Any
     kv_write: Any
     rms_norm: Any
-    silu_mul: Any
+    gated: Any
+    packed_numbers: Any
+    pack: Any
+    linear: Any
+    panel: int
+    lora_hook: Any
+    layer: Any
 
     @property
     def name(self) -> str:

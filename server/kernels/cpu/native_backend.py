@@ -3,12 +3,22 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor
 
 from server.kernels.backend import Stack, check_cover
-from server.kernels.cpu.native import DTYPES, Lora, LoraMember, NativeKernels, Segment
+from server.kernels.cpu.native import (
+    DTYPES,
+    Hook,
+    Lora,
+    LoraHook,
+    LoraMember,
+    NativeKernels,
+    Segment,
+    Segments,
+)
 from server.kernels.segments import NO_ADAPTER, SegmentPlan
 
 
@@ -27,13 +37,27 @@ class NativeBackend:
     def __init__(self, kernels: NativeKernels) -> None:
         self.name = f"native-{kernels.name}"
         self._kernels = kernels
+        self._step = Segments()  # what hooks read, whichever group is theirs
+        self._kept: list[Any] = []  # what hooks point to
 
     def prepare(self, segments: SegmentPlan) -> PreparedSegments:
         live = [item for item in segments.items if item.slot != NO_ADAPTER]
         array = (Segment * max(1, len(live)))(
             *((item.start, item.end - item.start, item.slot) for item in live)
         )
-        return PreparedSegments(segments, array, len(live))
+        prepared = PreparedSegments(segments, array, len(live))
+        self._step.count, self._step.first = len(live), array
+        return prepared
+
+    def hook(self, stacks: Sequence[Stack]) -> Hook:
+        members = (LoraMember * len(stacks))(*(_member(stack) for stack in stacks))
+        widths = [stack.b.shape[2] for stack in stacks]
+        columns = (ctypes.c_int64 * len(stacks))(*accumulate(widths[:-1], initial=0))
+        a = stacks[0].a
+        job = Lora(DTYPES[a.dtype], len(stacks), 0, a.shape[1], a.shape[2], member=members)
+        context = LoraHook(job, columns, ctypes.pointer(self._step))
+        self._kept.append(context)
+        return Hook(self._kernels.lora_hook, ctypes.addressof(context))
 
     def add(
         self,
@@ -46,13 +70,9 @@ class NativeBackend:
         if not prepared.count:
             return
         assert x.stride(1) == 1 and all(out.stride(1) == 1 for out in outs)
-        members = (LoraMember * len(stacks))()
-        for member, stack, out in zip(members, stacks, outs, strict=True):
-            member.a = stack.a.data_ptr()
-            member.b = stack.b.data_ptr()
-            member.ranks = stack.ranks.data_ptr()
+        members = (LoraMember * len(stacks))(*(_member(stack) for stack in stacks))
+        for member, out in zip(members, outs, strict=True):
             member.out = out.data_ptr()
-            member.out_features = out.shape[1]
             member.out_stride = out.stride(0)
         job = Lora(
             DTYPES[x.dtype],
@@ -66,3 +86,13 @@ class NativeBackend:
             members,
         )
         self._kernels.lora_add(ctypes.byref(job))
+
+
+def _member(stack: Stack) -> LoraMember:
+    """Without where its update goes."""
+    return LoraMember(
+        stack.a.data_ptr(),
+        stack.b.data_ptr(),
+        stack.ranks.data_ptr(),
+        out_features=stack.b.shape[2],
+    )

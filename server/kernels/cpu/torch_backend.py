@@ -57,6 +57,9 @@ class TorchCpuBackend:
         slots = torch.tensor(sorted(segments.live_slots), dtype=torch.int64)
         return PreparedSegments(segments, slots, long, _group(short) if short else None)
 
+    def hook(self, stacks: Sequence[Stack]) -> None:
+        return None
+
     def add(
         self,
         x: Tensor,

@@ -34,6 +34,9 @@ class TritonBackend:
             segments, cut(segments.starts, segments.tokens, tile_rows), tile_rows
         )
 
+    def hook(self, stacks: Sequence[Stack]) -> None:
+        return None
+
     def add(
         self,
         x: Tensor,

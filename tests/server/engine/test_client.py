@@ -97,9 +97,10 @@ async def test_closing_the_generator_ends_the_request(client: EngineClient) -> N
     before = client.stats.steps
     stream = client.generate(GenerationRequest("a", (3, 1, 4), LONG))
     await anext(stream)
-    await until(lambda: client.stats.running == 1)
     await stream.aclose()
-    await until(lambda: client.stats.running == 0 and client.stats.kv_blocks_used == 0)
+    await tokens(client, GenerationRequest("b", (3,), GREEDY))  # what it ends, has begun after
+    await until(lambda: client.stats.steps > before and client.stats.running == 0)
+    assert client.stats.kv_blocks_used == 0
     assert client.stats.steps < before + 240
 
 

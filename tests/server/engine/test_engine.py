@@ -232,7 +232,7 @@ def test_several_sequences_of_one_request(engine: Engine) -> None:
 def test_abort_frees_everything_at_once(engine: Engine) -> None:
     good = engine._residency._source.digests["all"]  # type: ignore[attr-defined]
     engine.submit(request("a", good, n=2))
-    engine.submit(request("b"))
+    engine.submit(request("b", max_tokens=240))  # still running when the adapter has been read
     while not engine.stats().slot_leases:
         engine.step()
     engine.abort("a")

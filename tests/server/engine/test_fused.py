@@ -65,8 +65,9 @@ def test_a_norm_that_is_handed_another_dtype_runs_as_it_was() -> None:
 
 @pytest.mark.parametrize("kernels", load_native(), ids=lambda k: k.name)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gated_mlps(dtype: torch.dtype, kernels: NativeKernels) -> None:
-    module = Mlp("silu").to(dtype).requires_grad_(False)
+@pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
+def test_gated_mlps(activation: str, dtype: torch.dtype, kernels: NativeKernels) -> None:
+    module = Mlp(activation).to(dtype).requires_grad_(False)
     x = (torch.randn(1, 7, 20) * 30).to(dtype)  # far out on both sides of the sigmoid
     expected = module(x)
     fuse(module, kernels)

@@ -97,13 +97,14 @@ class Bench:
         slots: int = 2,
         at_hand: set[str] | None = None,
         prefix_cache: bool = True,
+        slowdown: float | None = None,
     ) -> None:
         self.reads = Reads(slots, at_hand if at_hand is not None else {"a", "b", "c", "d"})
         self.memory = Memory()
         pool = BlockPool(blocks + 1, self.memory.wipe)
         self.cache = PrefixCache(pool, BLOCK_SIZE, "base", enabled=prefix_cache)
         self.scheduler = Scheduler(
-            SchedulerLimits(tokens, sequences, BLOCK_SIZE),
+            SchedulerLimits(tokens, sequences, BLOCK_SIZE, slowdown),
             self.cache,
             cast(Residency, self.reads),
             frozenset({EOS}),
@@ -300,6 +301,7 @@ def test_random_histories_come_to_an_end_with_nothing_held(seed: int) -> None:
         blocks=draw.randint(12, 20),
         slots=draw.randint(1, 3),
         prefix_cache=seed % 5 > 0,
+        slowdown=1.5 if seed % 2 else None,
     )
     alive: list[Sequence] = []
     asked = [[draw.randrange(100, 103) for _ in range(30)] for _ in range(2)]  # and then answers
@@ -316,7 +318,9 @@ def test_random_histories_come_to_an_end_with_nothing_held(seed: int) -> None:
             bench.scheduler.check()
         if draw.random() < 0.05:
             bench.failing_step()
-        bench.step(draw.choice([9, 9, 9, 8, EOS]), finite=draw.random() > 0.03)
+        plan = bench.step(draw.choice([9, 9, 9, 8, EOS]), finite=draw.random() > 0.03)
+        if plan is not None:
+            bench.scheduler.took(plan, draw.expovariate(1.0))
     bench.drain()
     assert not bench.scheduler.waiting
     assert bench.cache.used == 0
@@ -408,3 +412,63 @@ def test_without_a_cache_nothing_is_shared() -> None:
         assert bench.counts() == {name: 12}
         bench.drain()
     assert (bench.cache.queried_tokens, bench.cache.hit_tokens) == (0, 0)
+
+
+def seconds_of(plan: StepPlan) -> float:
+    """What a step takes on a machine of even temper."""
+    return 0.03 + 0.002 * plan.decodes + 0.001 * (plan.tokens - plan.decodes)
+
+
+def timed_step(bench: Bench) -> tuple[StepPlan, float]:
+    plan = bench.step()
+    assert plan is not None
+    bench.scheduler.took(plan, seconds_of(plan))
+    return plan, seconds_of(plan)
+
+
+def with_streams(count: int, slowdown: float | None) -> Bench:
+    """A scheduler in whose every step `count` sequences get their next token, for long."""
+    bench = Bench(tokens=512, sequences=64, blocks=2000, slowdown=slowdown)
+    for number in range(count):
+        bench.add(f"stream{number}", 20, max_tokens=400)
+    for _ in range(40):
+        timed_step(bench)
+    return bench
+
+
+def until_read(bench: Bench, prompts: list[Sequence]) -> list[float]:
+    """Seconds of each step until all of them have a token."""
+    taken = []
+    while any(one.output_length == 0 for one in prompts):
+        taken.append(timed_step(bench)[1])
+    return taken
+
+
+@pytest.mark.parametrize("streams", [1, 8, 40])
+def test_a_long_prompt_slows_running_streams_by_the_bound_and_no_more(streams: int) -> None:
+    bench = with_streams(streams, slowdown=1.8)
+    _, alone_s = timed_step(bench)
+    taken = until_read(bench, [bench.add("long", 1500, max_tokens=1)])
+    assert max(taken) < 2 * alone_s
+    assert min(taken[len(taken) // 2 : -1]) > 1.4 * alone_s, "it is read as fast as it may be"
+
+
+def test_without_a_bound_prompts_fill_every_step() -> None:
+    bench = with_streams(8, slowdown=None)
+    taken = until_read(bench, [bench.add("long", 1500, max_tokens=1)])
+    assert len(taken) == 3
+
+
+def test_many_prompts_are_read_faster_than_one() -> None:
+    bench = with_streams(8, slowdown=1.5)
+    _, alone_s = timed_step(bench)
+    taken = until_read(bench, [bench.add(f"p{n}", 256, max_tokens=1) for n in range(4)])
+    assert taken[0] == pytest.approx(3 * alone_s, rel=0.2), "each of the four adds half a step"
+
+
+def test_prompts_that_arrive_together_are_read_in_full_steps() -> None:
+    """Though the first of them answer already when the last is read, also in a new engine."""
+    bench = Bench(tokens=512, sequences=64, blocks=2000, slowdown=1.8)
+    for number in range(16):
+        bench.add(str(number), 128, max_tokens=64)
+    assert [timed_step(bench)[0].tokens for _ in range(6)] == [512, 512, 512, 512, 37, 16]

@@ -40,7 +40,7 @@ MIXES: dict[str, list[tuple[int, int]]] = {  # (rows, slot) runs
 
 def loop(x: Tensor, a: Tensor, b: Tensor, runs: list[tuple[int, int]], ranks: list[int]) -> Tensor:
     """The update of each row by itself, in float64."""
-    rows = []
+    a, b, rows = a.double(), b.double(), []
     for count, slot in runs:
         for _ in range(count):
             row = x[len(rows)].double()
@@ -48,7 +48,7 @@ def loop(x: Tensor, a: Tensor, b: Tensor, runs: list[tuple[int, int]], ranks: li
                 rows.append(torch.zeros(b.shape[2], dtype=torch.float64))
             else:
                 r = ranks[slot]
-                rows.append(row @ a[slot, :r].double().T @ b[slot, :r].double())
+                rows.append(row @ a[slot, :r].T @ b[slot, :r])
     return torch.stack(rows)
 
 
@@ -80,6 +80,73 @@ def test_equals_a_loop_over_rows(
     torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     without = [slot == NO_ADAPTER for count, slot in runs for _ in range(count)]
     assert torch.equal(out[torch.tensor(without)], base[torch.tensor(without)]), "base rows changed"
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("ranks", "width_in", "width_out"),
+    [((1, 2, 3), 7, 5), ((5, 256, 17), 96, 130), ((128, 7, 64), 200, 1536), ((16, 9, 4), 33, 800)],
+)
+def test_odd_sizes_and_every_number_of_rows(
+    backend: LowRankBackend,
+    dtype: torch.dtype,
+    ranks: tuple[int, ...],
+    width_in: int,
+    width_out: int,
+) -> None:
+    """Segments of each number of rows up to two tiles, and two long ones."""
+    slots = len(ranks)
+    runs = [(count, count % slots) for count in (*range(1, 14), 131, 60)]
+    generator = torch.Generator().manual_seed(2)
+    tokens = sum(count for count, _ in runs)
+    x = torch.randn(tokens, width_in, generator=generator).to(dtype)
+    a, b = torch.zeros(slots, max(ranks), width_in), torch.zeros(slots, max(ranks), width_out)
+    for slot, r in enumerate(ranks):
+        a[slot, :r] = torch.randn(r, width_in, generator=generator) / width_in**0.5
+        b[slot, :r] = torch.randn(r, width_out, generator=generator) / r**0.5
+    a, b = a.to(dtype), b.to(dtype)
+    base = torch.randn(tokens, width_out, generator=generator).to(dtype)
+    out = base.clone()
+    stack = Stack(a, b, torch.tensor(ranks, dtype=torch.int32))
+
+    backend.add(x, [stack], [out], backend.prepare(plan_segments(runs, ranks)))
+
+    expected = base.double() + loop(x, a, b, runs, list(ranks))
+    torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+NATIVE = [backend for backend in BACKENDS if isinstance(backend, NativeBackend)]
+
+
+@pytest.mark.parametrize("backend", NATIVE, ids=lambda b: b.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_row_does_not_depend_on_what_shares_its_batch(
+    backend: NativeBackend, dtype: torch.dtype
+) -> None:
+    """To the bit: alone, among others of its adapter, of others, and with one thread or two."""
+    runs = [(1, 0), (1, 1), (2, 2), (5, 3), (6, 1), (40, 2), (1, NO_ADAPTER), (97, 0)]
+    ranks, width_in, width_out = [16, 9, 64, 33], 200, 900
+    generator = torch.Generator().manual_seed(3)
+    tokens, threads = sum(count for count, _ in runs), torch.get_num_threads()
+    x = torch.randn(tokens, width_in, generator=generator).to(dtype)
+    a = torch.randn(4, MAX_RANK, width_in, generator=generator).to(dtype)
+    b = torch.randn(4, MAX_RANK, width_out, generator=generator).to(dtype)
+    stack = Stack(a, b, torch.tensor(ranks, dtype=torch.int32))
+    together, alone = torch.zeros(2, tokens, width_out).to(dtype)
+    row_slots = [slot for count, slot in runs for _ in range(count)]
+    try:
+        for count in (2, 1):
+            torch.set_num_threads(count)
+            together.zero_()
+            backend.add(x, [stack], [together], backend.prepare(plan_segments(runs, ranks)))
+            alone.zero_()
+            for row, slot in enumerate(row_slots):
+                prepared = backend.prepare(plan_segments([(1, slot)], ranks))
+                backend.add(x[row : row + 1], [stack], [alone[row : row + 1]], prepared)
+            assert torch.equal(together, alone)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)

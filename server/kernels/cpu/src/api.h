@@ -31,19 +31,21 @@ struct ad_lora {
     const ad_lora_member *member;
 };
 
+// Attention of a step's chunks over the paged cache; causal, each chunk over its own sequence.
 struct ad_attention {
     int32_t dtype;
-    int64_t sequences, heads, kv_heads, key_dim, value_dim, block_size, table_stride;
+    int64_t chunks, heads, kv_heads, key_dim, value_dim, block_size, table_stride;
     int64_t q_token_stride, q_head_stride;
-    int64_t window;  // tokens visible, the present one included; 0: all
+    int64_t window;  // tokens visible, a row's own included; 0: all
     float scale, softcap;  // softcap 0: none
-    const void *q;          // [sequences, heads, key_dim]
-    const void *keys;       // [blocks, block_size, kv_heads, key_dim]
-    const void *values;     // [blocks, block_size, kv_heads, value_dim]
-    const int64_t *tables;  // [sequences, table_stride]
-    const int64_t *contexts;  // [sequences] tokens to attend to, the present one included
-    const float *sinks;       // [heads] or null
-    void *out;                // [sequences, heads, value_dim]
+    const void *q;                // [rows, heads, key_dim]
+    const void *keys;             // [blocks, block_size, kv_heads, key_dim]
+    const void *values;           // [blocks, block_size, kv_heads, value_dim]
+    const int64_t *tables;        // [chunks, table_stride]
+    const int32_t *query_starts;  // [chunks + 1]
+    const int64_t *contexts;      // [chunks] tokens of the sequence, the chunk's last included
+    const float *sinks;           // [heads] or null
+    void *out;                    // [rows, heads, value_dim]; rows of no chunk are left alone
 };
 
 struct ad_kv_write {
@@ -55,6 +57,70 @@ struct ad_kv_write {
     const int64_t *places;  // [tokens], block · block_size + offset
 };
 
+// A linear module, or several that read one input, side by side.
+struct ad_linear {
+    int32_t dtype;
+    int64_t in, out;
+    const void *packed;  // as `pack` of the same instruction set wrote it
+    const float *bias;   // [out rounded up to whole panels], or null
+};
+
+// RMS norm over rows; without a weight there is none. plus_one: times 1 + weight, as Gemma has it.
+struct ad_norm {
+    const void *weight;
+    float eps;
+    int32_t plus_one;
+};
+
+// What adapters of one kind add to the output of modules that read one input.
+struct ad_hook {
+    // x [rows, in] and out [rows, all modules' outputs side by side], rows their stride apart.
+    void (*run)(const void *context, const void *x, int64_t x_stride, void *out,
+                int64_t out_stride, int64_t rows);
+    const void *context;
+};
+
+// lora_add's as a hook: `out` of its members is counted in numbers from the row's begin.
+struct ad_lora_hook {
+    ad_lora job;  // without segments and x
+    const int64_t *columns;  // [members] where each member's outputs begin
+    const struct ad_segments *step;
+};
+
+// The step's segments that have an adapter; all hooks of a kind share them.
+struct ad_segments {
+    int64_t count;
+    const ad_segment *first;
+};
+
+struct ad_group {
+    ad_linear linear;
+    int64_t hooks;
+    const ad_hook *hook;
+};
+
+enum { AD_SILU = 0, AD_GELU_TANH = 1 };
+
+// A decoder layer: hidden += after(attention(before(hidden))), then the same with the MLP.
+struct ad_layer {
+    int32_t dtype, activation, norm_whole_rows;  // of queries and keys: over all heads at once
+    int64_t heads, kv_heads, key_dim, value_dim;
+    int64_t window;
+    float scale, softcap;
+    const float *sinks;
+    ad_norm before_attention, query_norm, key_norm, after_attention, before_mlp, after_mlp;
+    ad_group qkv, o, gate_up, down;
+    void *keys, *values;  // the layer's paged cache
+};
+
+// What layers need of one step.
+struct ad_step {
+    int64_t rows, rotary;  // numbers of a head that are rotated
+    const void *cos, *sin;  // [rows, rotary]
+    const int64_t *places;  // [rows], block · block_size + offset
+    ad_attention attention;  // what does not depend on the layer
+};
+
 // Kernels of one instruction set.
 struct ad_kernels {
     const char *name;
@@ -63,6 +129,14 @@ struct ad_kernels {
     void (*kv_write)(const ad_kv_write *);
     void (*rms_norm)(int32_t dtype, const void *x, const void *weight, void *out, int64_t rows,
                      int64_t width, float eps, int32_t plus_one);
-    void (*silu_mul)(int32_t dtype, const void *gate, const void *up, void *out, int64_t rows,
-                     int64_t width, int64_t gate_stride, int64_t up_stride);
+    void (*gated)(int32_t dtype, int32_t activation, const void *gate, const void *up, void *out,
+                  int64_t rows, int64_t width, int64_t gate_stride, int64_t up_stride);
+    // How many numbers a packed weight [out, in] has, and the packing of one.
+    int64_t (*packed_numbers)(int32_t dtype, int64_t out, int64_t in);
+    void (*pack)(int32_t dtype, const void *weight, void *packed, int64_t out, int64_t in);
+    void (*linear)(const ad_linear *, const void *x, int64_t x_stride, void *out,
+                   int64_t out_stride, int64_t rows);
+    int64_t panel;  // outputs of a panel
+    void (*lora_hook)(const void *, const void *, int64_t, void *, int64_t, int64_t);
+    void (*layer)(const ad_layer *, const ad_step *, void *hidden);  // [rows, width], dense
 };

@@ -8,6 +8,7 @@
 #include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -18,11 +19,16 @@ namespace {
 #include "vec.h"
 #include "scratch.h"
 
+#include "attention_tile.h"
 #include "attention.h"
+#include "gemm.h"
 #include "lora.h"
 #include "pointwise.h"
+
+#include "layer.h"
 }  // namespace
 
 extern "C" const ad_kernels AD_SYMBOL = {
-    AD_NAME, lora_add, paged_attention, kv_write, rms_norm, silu_mul,
+    AD_NAME, lora_add, paged_attention, kv_write, rms_norm, gated,
+    packed_numbers, pack, linear, PANEL, lora_hook, layer,
 };

@@ -1,222 +1,462 @@
 // Shrink and expand over segments: out[t] += (x[t] · a[slot]ᵀ) · b[slot].
 //
-// Two passes with a barrier between, each cut into small pieces that threads take as they come:
-// one request alone uses every core, and ranks may differ from slot to slot. Decodes are bound by
-// reading a and b once; rows of longer segments go in tiles of four, so that weights are read
-// from cache and not from memory again. Included inside a namespace, after vec.h.
+// Rows that share a slot go in tiles, each weight read once for all of its rows. Where there are
+// tiles enough for all threads, one thread does all of a tile and threads never wait for each
+// other; else a tile is cut into ranks, then columns. Decodes are bound by reading a and b once:
+// these are read in the order in which they lie in memory, and asked for ahead. A row's sums are
+// added up in one order however rows are cut into tiles, so its result does not depend on who
+// shares its slot. Included inside a namespace, after vec.h.
 
-static constexpr int TILE_ROWS = 4, TILE_RANKS = 4, COLUMNS = 768;
+static constexpr int TILE_ROWS = 6;
+#ifdef AD_AVX512
+static constexpr int TILE_RANKS = 4, TILE_BLOCKS = 2;  // whose sums are held in registers at once
+#else
+static constexpr int TILE_RANKS = 2, TILE_BLOCKS = 1;
+#endif
+static constexpr int STREAM = 4;                   // ranks that one pass over a row's sums adds
+static constexpr int64_t COLUMNS = 768;            // of a piece, where a tile is cut
+static constexpr int64_t THREAD_PRODUCTS = 1 << 15;  // fewer are not worth waking a thread for
 
-// y[row][rank] = x[row] · a[rank] for ROWS × RANKS of them.
-template <typename T, int ROWS, int RANKS>
-AD_INLINE void dots(const T *x, int64_t x_stride, const T *a, int64_t in, float *y,
+// Elements are handled in blocks of two vectors: of float32 the first and the second half, of
+// bfloat16 those at even and at odd places, which take one operation each to convert.
+static constexpr int BLOCK = 2 * VL;
+
+template <int HALF>
+AD_INLINE vf half(const float *p) {
+    return load(p + HALF * VL);
+}
+template <int HALF>
+AD_INLINE vf half(const bf16 *p) {
+    vu pairs;
+    __builtin_memcpy(&pairs, p, sizeof pairs);
+    return HALF ? (vf)(pairs & 0xffff0000u) : (vf)(pairs << 16);
+}
+
+AD_INLINE void store_halves(float *p, vf first, vf second) {
+    store(p, first);
+    store(p + VL, second);
+}
+AD_INLINE void store_halves(bf16 *p, vf even, vf odd) {
+#ifdef AD_AVX512_BF16
+    static const uint16_t interleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,
+                                            21, 6, 22, 7, 23, 8,  24, 9,  25, 10, 26,
+                                            11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i parted = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_loadu_si512(interleave), parted));
+#else
+    const vu pairs = (vu)rounded(even, p) >> 16 | (vu)rounded(odd, p);
+    __builtin_memcpy(p, &pairs, sizeof pairs);
+#endif
+}
+
+// The block at p, of whose elements `left` exist; the others are read as zero.
+template <typename T>
+AD_INLINE const T *whole(const T *p, int64_t left, T *block) {
+    if (left >= BLOCK) return p;
+    for (int64_t i = 0; i < BLOCK; i++) block[i] = i < left ? p[i] : T{};
+    return block;
+}
+
+// DOTS, below: whether products are bfloat16 dot products of pairs (see fast_bf16_dots).
+AD_INLINE vf dot_pairs(vf acc, vf a, vf b) {
+#ifdef AD_AVX512_BF16
+    return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+#else
+    return acc + a * b;
+#endif
+}
+
+// A row of x as `dots` reads it, zeros up to a whole block; `floats_of` its length in floats.
+template <bool DOTS>
+AD_INLINE int64_t floats_of(int64_t elements) {
+    return round_up(elements, BLOCK) / (DOTS ? 2 : 1);
+}
+template <typename T, bool DOTS>
+static void lay_out(const T *x, int64_t in, float *to) {
+    T block[BLOCK] = {};
+    for (int64_t k = 0; k < in; k += BLOCK) {
+        const T *from = whole(x + k, in - k, block);
+        if constexpr (DOTS)
+            __builtin_memcpy(to + k / 2, from, BLOCK * sizeof(T));
+        else
+            store(to + k, half<0>(from)), store(to + k + VL, half<1>(from));
+    }
+}
+
+template <typename T, bool DOTS, int ROWS, int RANKS>
+AD_INLINE void dot_block(const float *x, int64_t apart, const T *a, int64_t a_stride,
+                         vf (*acc)[RANKS]) {
+    if constexpr (DOTS) {
+        vf as[RANKS];
+#pragma GCC unroll 4
+        for (int j = 0; j < RANKS; j++) as[j] = load((const float *)(a + j * a_stride));
+#pragma GCC unroll 6
+        for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < RANKS; j++)
+                acc[i][j] = dot_pairs(acc[i][j], load(x + i * apart), as[j]);
+    } else {
+        vf as[RANKS];
+#pragma GCC unroll 4
+        for (int j = 0; j < RANKS; j++) as[j] = half<0>(a + j * a_stride);
+#pragma GCC unroll 6
+        for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < RANKS; j++) acc[i][j] += load(x + i * apart) * as[j];
+#pragma GCC unroll 4
+        for (int j = 0; j < RANKS; j++) as[j] = half<1>(a + j * a_stride);
+#pragma GCC unroll 6
+        for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+            for (int j = 0; j < RANKS; j++) acc[i][j] += load(x + i * apart + VL) * as[j];
+    }
+}
+
+AD_INLINE void ask_block(const void *p, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)p + at, 0, 2);
+}
+
+// y[row][rank] = x[row] · a[rank] for ROWS × RANKS of them; `next` is as much of a as is wanted
+// after this, or null.
+template <typename T, bool DOTS, int ROWS, int RANKS>
+AD_INLINE void dots(const float *x, int64_t apart, const T *a, int64_t in, const T *next, float *y,
                     int64_t y_stride) {
     vf acc[ROWS][RANKS] = {};
     int64_t k = 0;
-#ifdef AD_AVX512_BF16
-    if constexpr (sizeof(T) == 2) {
-        for (; k + 32 <= in; k += 32) {
-            __m512bh xs[ROWS];
+    for (; k + BLOCK <= in; k += BLOCK) {
+        if (next)
+            for (int j = 0; j < RANKS; j++) ask_block(next + j * in + k, BLOCK * sizeof(T));
+        dot_block<T, DOTS, ROWS, RANKS>(x + k / (DOTS ? 2 : 1), apart, a + k, in, acc);
+    }
+    if (k < in) {
+        T tail[RANKS * BLOCK] = {};
+        for (int j = 0; j < RANKS; j++) whole(a + j * in + k, in - k, tail + j * BLOCK);
+        dot_block<T, DOTS, ROWS, RANKS>(x + k / (DOTS ? 2 : 1), apart, tail, BLOCK, acc);
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
+        for (int j = 0; j < RANKS; j++) y[i * y_stride + j] = sum(acc[i][j]);
+}
+
+// y[row][0 … ranks) of ROWS rows. `next` is read after a.
+template <typename T, bool DOTS, int ROWS>
+static void shrink(const float *x, int64_t apart, const T *a, int64_t in, int64_t ranks,
+                   const T *next, float *y, int64_t y_stride) {
+    int64_t j = 0;
+    for (; j + TILE_RANKS <= ranks; j += TILE_RANKS) {
+        const T *ahead = j + 2 * TILE_RANKS <= ranks ? a + (j + TILE_RANKS) * in : next;
+        dots<T, DOTS, ROWS, TILE_RANKS>(x, apart, a + j * in, in, next ? ahead : next, y + j,
+                                        y_stride);
+    }
+    for (; j < ranks; j++)
+        dots<T, DOTS, ROWS, 1>(x, apart, a + j * in, in, nullptr, y + j, y_stride);
+}
+
+// acc += y[row] · b over `ranks` ranks and N blocks of columns, for ROWS rows. Of DOTS, y holds two
+// ranks a word.
+template <typename T, bool DOTS, int ROWS, int N>
+AD_INLINE void expand_block(const float *y, int64_t y_stride, int64_t ranks, const T *b,
+                            int64_t b_stride, vf (*acc)[2 * N]) {
+    for (int64_t j = 0; j < ranks; j += DOTS ? 2 : 1) {
+        vf bs[2 * N];
+#pragma GCC unroll 2
+        for (int n = 0; n < N; n++) {
+            const T *at = b + j * b_stride + n * BLOCK;
+            if constexpr (DOTS) {
+                vu first = (vu)load((const float *)at), second = {};
+                if (j + 1 < ranks) second = (vu)load((const float *)(at + b_stride));
+                bs[2 * n] = (vf)((first & 0xffffu) | second << 16);
+                bs[2 * n + 1] = (vf)(first >> 16 | (second & 0xffff0000u));
+            } else {
+                bs[2 * n] = half<0>(at);
+                bs[2 * n + 1] = half<1>(at);
+            }
+        }
+#pragma GCC unroll 6
+        for (int i = 0; i < ROWS; i++) {
+            const float w = y[i * y_stride + j / (DOTS ? 2 : 1)];
+#pragma GCC unroll 4
+            for (int n = 0; n < 2 * N; n++)
+                if constexpr (DOTS)
+                    acc[i][n] = dot_pairs(acc[i][n], bs[n], (vf)((vu){} + bits_of(w)));
+                else
+                    acc[i][n] += w * bs[n];
+        }
+    }
+}
+
+// out[row][0 … left) += y[row] · b, where `left` is less than a block.
+template <typename T, bool DOTS, int ROWS>
+static void expand_tail(const float *y, int64_t y_stride, int64_t ranks, const T *b,
+                        int64_t b_stride, T *out, int64_t out_stride, int64_t left) {
+    vf acc[ROWS][2] = {};
+    for (int64_t j = 0; j < ranks; j += 2) {
+        T pair[2 * BLOCK] = {};
+        const int64_t count = ranks - j < 2 ? 1 : 2;
+        for (int64_t n = 0; n < count; n++)
+            whole(b + (j + n) * b_stride, left, pair + n * BLOCK);
+        expand_block<T, DOTS, ROWS, 1>(y + j / (DOTS ? 2 : 1), y_stride, count, pair, BLOCK, acc);
+    }
+    for (int i = 0; i < ROWS; i++) {
+        T block[BLOCK] = {}, *to = out + i * out_stride;
+        whole(to, left, block);
+        store_halves(block, half<0>(block) + acc[i][0], half<1>(block) + acc[i][1]);
+        for (int64_t o = 0; o < left; o++) to[o] = block[o];
+    }
+}
+
+// out[row][0 … columns) += y[row] · b for ROWS rows. A row by itself streams over b, its sums
+// [columns] waiting in the nearest cache; of several, the sums of some columns stay in registers.
+// `cold`: b is probably not in a cache. `next`: what is read after it, or null.
+template <typename T, bool DOTS, int ROWS>
+static void expand(const float *y, int64_t y_stride, int64_t ranks, const T *b, int64_t b_stride,
+                   T *out, int64_t out_stride, int64_t columns, float *sums, bool cold,
+                   const T *next) {
+    const int64_t full = columns / BLOCK * BLOCK, bytes = BLOCK * sizeof(T);
+    int64_t o = 0;
+    if constexpr (ROWS == 1) {
+        for (; o < full; o++) sums[o] = 0;
+        for (int64_t j = 0; j < ranks; j += STREAM) {
+            const T *row = b + j * b_stride, *ahead = row + STREAM * b_stride;
+            const int64_t left = ranks - j - STREAM, wanted = left < STREAM ? left : STREAM;
+            for (o = 0; o < full; o += BLOCK) {
+                for (int64_t n = 0; n < wanted; n++) ask_block(ahead + n * b_stride + o, bytes);
+                if (left <= 0 && next) ask_block(next + o, bytes);
+                vf acc[1][2] = {{load(sums + o), load(sums + o + VL)}};
+                const float *ys = y + j / (DOTS ? 2 : 1);
+                if (left >= 0)
+                    expand_block<T, DOTS, 1, 1>(ys, 0, STREAM, row + o, b_stride, acc);
+                else
+                    expand_block<T, DOTS, 1, 1>(ys, 0, left + STREAM, row + o, b_stride, acc);
+                store(sums + o, acc[0][0]);
+                store(sums + o + VL, acc[0][1]);
+            }
+        }
+        for (o = 0; o < full; o += BLOCK)
+            store_halves(out + o, half<0>(out + o) + load(sums + o),
+                         half<1>(out + o) + load(sums + o + VL));
+    } else {
+        for (; o + TILE_BLOCKS * BLOCK <= full; o += TILE_BLOCKS * BLOCK) {
+            if (cold)
+                for (int64_t j = 0; j < ranks; j++)
+                    ask_block(b + j * b_stride + o + 2 * TILE_BLOCKS * BLOCK, TILE_BLOCKS * bytes);
+            vf acc[ROWS][2 * TILE_BLOCKS] = {};
+            expand_block<T, DOTS, ROWS, TILE_BLOCKS>(y, y_stride, ranks, b + o, b_stride, acc);
+#pragma GCC unroll 6
             for (int i = 0; i < ROWS; i++)
-                xs[i] = (__m512bh)_mm512_loadu_si512(x + i * x_stride + k);
-#pragma GCC unroll 4
-            for (int j = 0; j < RANKS; j++) {
-                __m512bh as = (__m512bh)_mm512_loadu_si512(a + j * in + k);
-#pragma GCC unroll 4
-                for (int i = 0; i < ROWS; i++)
-                    acc[i][j] = (vf)_mm512_dpbf16_ps((__m512)acc[i][j], xs[i], as);
+#pragma GCC unroll 2
+                for (int n = 0; n < TILE_BLOCKS; n++) {
+                    T *to = out + i * out_stride + o + n * BLOCK;
+                    store_halves(to, half<0>(to) + acc[i][2 * n], half<1>(to) + acc[i][2 * n + 1]);
+                }
+        }
+        for (; o < full; o += BLOCK) {
+            vf acc[ROWS][2] = {};
+            expand_block<T, DOTS, ROWS, 1>(y, y_stride, ranks, b + o, b_stride, acc);
+            for (int i = 0; i < ROWS; i++) {
+                T *to = out + i * out_stride + o;
+                store_halves(to, half<0>(to) + acc[i][0], half<1>(to) + acc[i][1]);
             }
         }
     }
-#endif
-    for (; k + VL <= in; k += VL) {
-        vf xs[ROWS];
-#pragma GCC unroll 4
-        for (int i = 0; i < ROWS; i++) xs[i] = load(x + i * x_stride + k);
-#pragma GCC unroll 4
-        for (int j = 0; j < RANKS; j++) {
-            vf as = load(a + j * in + k);
-#pragma GCC unroll 4
-            for (int i = 0; i < ROWS; i++) acc[i][j] += xs[i] * as;
-        }
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 4
-        for (int j = 0; j < RANKS; j++) {
-            float s = sum(acc[i][j]);
-            for (int64_t l = k; l < in; l++)
-                s += to_float(x[i * x_stride + l]) * to_float(a[j * in + l]);
-            y[i * y_stride + j] = s;
-        }
-}
-
-template <typename T, int ROWS>
-AD_INLINE void shrink_tile(const T *x, int64_t x_stride, const T *a, int64_t in, int64_t ranks,
-                           float *y, int64_t y_stride) {
-    if (ranks == TILE_RANKS) return dots<T, ROWS, TILE_RANKS>(x, x_stride, a, in, y, y_stride);
-    for (int64_t j = 0; j < ranks; j++)
-        dots<T, ROWS, 1>(x, x_stride, a + j * in, in, y + j, y_stride);
-}
-
-// out[row][0 … VECTORS·VL) += y[row] · b
-template <typename T, int ROWS, int VECTORS>
-AD_INLINE void axpys(const float *y, int64_t y_stride, int64_t rank, const T *b, int64_t b_stride,
-                     T *out, int64_t out_stride) {
-    vf acc[ROWS][VECTORS] = {};
-    for (int64_t j = 0; j < rank; j++) {
-        vf bs[VECTORS];
-#pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) bs[v] = load(b + j * b_stride + v * VL);
-#pragma GCC unroll 4
-        for (int i = 0; i < ROWS; i++) {
-            float w = y[i * y_stride + j];
-#pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++) acc[i][v] += w * bs[v];
-        }
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) {
-            T *o = out + i * out_stride + v * VL;
-            store(o, load(o) + acc[i][v]);
-        }
-}
-
-// out[0 … columns) += y · b for one row. Reading b is the whole cost, so it is read in the order in
-// which it lies in memory, RANKS rows at a time, and the sums wait in the nearest cache.
-template <typename T, int RANKS>
-AD_INLINE void stream(const float *y, const T *b, int64_t b_stride, float *sums, int64_t columns) {
-    int64_t o = 0;
-    for (; o + VL <= columns; o += VL) {
-        vf acc = load(sums + o);
-#pragma GCC unroll 4
-        for (int j = 0; j < RANKS; j++) acc += y[j] * load(b + j * b_stride + o);
-        store(sums + o, acc);
-    }
-    for (; o < columns; o++)
-        for (int j = 0; j < RANKS; j++) sums[o] += y[j] * to_float(b[j * b_stride + o]);
-}
-
-template <typename T>
-AD_INLINE void expand_row(const float *y, int64_t rank, const T *b, int64_t b_stride, T *out,
-                          int64_t columns) {
-    float sums[COLUMNS];
-    for (int64_t o = 0; o < columns; o++) sums[o] = 0;
-    int64_t j = 0;
-    for (; j + 4 <= rank; j += 4) stream<T, 4>(y + j, b + j * b_stride, b_stride, sums, columns);
-    for (; j < rank; j++) stream<T, 1>(y + j, b + j * b_stride, b_stride, sums, columns);
-    int64_t o = 0;
-    for (; o + VL <= columns; o += VL) store(out + o, load(out + o) + load(sums + o));
-    for (; o < columns; o++) store1(out + o, to_float(out[o]) + sums[o]);
-}
-
-// out[row][0 … columns) += y[row] · b for TILE_ROWS rows.
-template <typename T>
-AD_INLINE void expand_tile(const float *y, int64_t y_stride, int64_t rank, const T *b,
-                           int64_t b_stride, T *out, int64_t out_stride, int64_t columns) {
-    constexpr int R = TILE_ROWS;
-    int64_t o = 0;
-    for (; o + 4 * VL <= columns; o += 4 * VL)
-        axpys<T, R, 4>(y, y_stride, rank, b + o, b_stride, out + o, out_stride);
-    for (; o + VL <= columns; o += VL)
-        axpys<T, R, 1>(y, y_stride, rank, b + o, b_stride, out + o, out_stride);
-    for (; o < columns; o++)
-        for (int i = 0; i < R; i++) {
-            float s = 0;
-            for (int64_t j = 0; j < rank; j++)
-                s += y[i * y_stride + j] * to_float(b[j * b_stride + o]);
-            T *at = out + i * out_stride + o;
-            store1(at, to_float(*at) + s);
-        }
+    if (o < columns)
+        expand_tail<T, DOTS, ROWS>(y, y_stride, ranks, b + o, b_stride, out + o, out_stride,
+                                   columns - o);
 }
 
 // Rows that use one slot, at most TILE_ROWS of them.
 struct Tile {
     int64_t start, rows, slot;
+    bool first;  // of its segment
 };
 
-template <typename T>
+// A thread's room for one tile.
+struct TileRoom {
+    float *x, *y, *words, *sums;
+    int64_t x_stride, y_stride;
+};
+
+template <typename T, bool DOTS>
+struct LowRank {
+    const ad_lora *p;
+    int64_t most;  // the highest rank of any tile in any member
+
+    TileRoom room(Scratch<float> *own) const {
+        int64_t widest = 0;
+        for (int64_t m = 0; m < p->members; m++)
+            if (p->member[m].out_features > widest) widest = p->member[m].out_features;
+        const int64_t x = TILE_ROWS * floats_of<DOTS>(p->in_features), y = TILE_ROWS * most;
+        float *data = own->room(x + round_up(y, VL) * 2 + round_up(widest, BLOCK));
+        return {data,
+                data + x,
+                data + x + round_up(y, VL),
+                data + x + 2 * round_up(y, VL),
+                floats_of<DOTS>(p->in_features),
+                most};
+    }
+
+    void lay_out_x(const Tile &tile, const TileRoom &room) const {
+        for (int64_t r = 0; r < tile.rows; r++)
+            lay_out<T, DOTS>((const T *)p->x + (tile.start + r) * p->x_stride, p->in_features,
+                             room.x + r * room.x_stride);
+    }
+
+    // y[row][0 … ranks) for ranks [from, from + ranks) of a member.
+    void shrink_tile(const Tile &tile, const ad_lora_member &member, int64_t from, int64_t ranks,
+                     const TileRoom &room, float *y) const {
+        const int64_t in = p->in_features, xs = room.x_stride, ys = room.y_stride;
+        const T *a = (const T *)member.a + (tile.slot * p->max_rank + from) * in;
+        // What is read after a is b, in rows of another length: near enough.
+        const T *next = !tile.first ? nullptr
+                                    : (const T *)member.b +
+                                          tile.slot * p->max_rank * member.out_features;
+        static constexpr decltype(&shrink<T, DOTS, 1>) by_rows[TILE_ROWS] = {
+            shrink<T, DOTS, 1>, shrink<T, DOTS, 2>, shrink<T, DOTS, 3>,
+            shrink<T, DOTS, 4>, shrink<T, DOTS, 5>, shrink<T, DOTS, 6>,
+        };
+        by_rows[tile.rows - 1](room.x, xs, a, in, ranks, next, y, ys);
+    }
+
+    // Adds columns [from, from + columns) of a member.
+    void expand_tile(const Tile &tile, const ad_lora_member &member, int64_t from, int64_t columns,
+                     const TileRoom &room, const float *y, const T *next) const {
+        const int64_t rank = member.ranks[tile.slot], width = member.out_features;
+        const int64_t stride = member.out_stride, ys = room.y_stride;
+        const T *b = (const T *)member.b + tile.slot * p->max_rank * width + from;
+        T *out = (T *)member.out + tile.start * stride + from;
+        if constexpr (DOTS) {
+            for (int64_t r = 0; r < tile.rows; r++)
+                for (int64_t j = 0; j < rank; j += 2) {
+                    const float *at = y + r * ys + j;
+                    const uint32_t odd = j + 1 < rank ? bf16_bits(at[1]) : 0;
+                    const uint32_t word = bf16_bits(at[0]) | odd << 16;
+                    __builtin_memcpy(room.words + r * ys + j / 2, &word, sizeof word);
+                }
+            y = room.words;
+        }
+        static constexpr decltype(&expand<T, DOTS, 1>) by_rows[TILE_ROWS] = {
+            expand<T, DOTS, 1>, expand<T, DOTS, 2>, expand<T, DOTS, 3>,
+            expand<T, DOTS, 4>, expand<T, DOTS, 5>, expand<T, DOTS, 6>,
+        };
+        by_rows[tile.rows - 1](y, ys, rank, b, width, out, stride, columns, room.sums, tile.first,
+                               next);
+    }
+
+    // All of a tile; the slot after it is `next_slot`, if known.
+    void whole_tile(const Tile &tile, int64_t next_slot, const TileRoom &room) const {
+        lay_out_x(tile, room);
+        for (int64_t m = 0; m < p->members; m++) {
+            const ad_lora_member &member = p->member[m];
+            const int64_t rank = member.ranks[tile.slot];
+            if (!rank) continue;
+            const bool last = m + 1 == p->members;
+            const int64_t a_of_slot = (last ? next_slot : tile.slot) * p->max_rank * p->in_features;
+            const T *next =
+                tile.first ? (const T *)p->member[last ? 0 : m + 1].a + a_of_slot : nullptr;
+            shrink_tile(tile, member, 0, rank, room, room.y);
+            expand_tile(tile, member, 0, member.out_features, room, room.y, next);
+        }
+    }
+};
+
+template <typename T, bool DOTS>
 static void lora_add_of(const ad_lora *p) {
     static thread_local Scratch<Tile> tile_scratch;
-    static thread_local Scratch<int64_t> start_scratch;
     static thread_local Scratch<float> shrunk_scratch;
     const int64_t members = p->members;
     int64_t room = 0;
     for (int64_t s = 0; s < p->segments; s++)
         room += (p->segment[s].count + TILE_ROWS - 1) / TILE_ROWS;
     Tile *tiles = tile_scratch.room(room);
-    int64_t count = 0, most = 0;  // tiles, and the highest rank of any in any member
+    int64_t count = 0, most = 0, products = 0;
     for (int64_t s = 0; s < p->segments; s++) {
         const ad_segment &segment = p->segment[s];
-        int64_t rank = 0;
-        for (int64_t m = 0; m < members; m++)
-            if (p->member[m].ranks[segment.slot] > rank) rank = p->member[m].ranks[segment.slot];
-        if (!rank) continue;
-        if (rank > most) most = rank;
+        int64_t highest = 0;
+        for (int64_t m = 0; m < members; m++) {
+            const int64_t rank = p->member[m].ranks[segment.slot];
+            products += segment.count * rank * (p->in_features + p->member[m].out_features);
+            if (rank > highest) highest = rank;
+        }
+        if (!highest) continue;
+        if (highest > most) most = highest;
         for (int64_t at = 0; at < segment.count; at += TILE_ROWS) {
-            int64_t rows = segment.count - at < TILE_ROWS ? segment.count - at : TILE_ROWS;
-            tiles[count++] = {segment.start + at, rows, segment.slot};
+            const int64_t rows = segment.count - at < TILE_ROWS ? segment.count - at : TILE_ROWS;
+            tiles[count++] = {segment.start + at, rows, segment.slot, at == 0};
         }
     }
     if (!count) return;
-    int64_t *starts = start_scratch.room(members + 1);  // of each member's column chunks
-    starts[0] = 0;
-    for (int64_t m = 0; m < members; m++)
-        starts[m + 1] = starts[m] + (p->member[m].out_features + COLUMNS - 1) / COLUMNS;
-    const int64_t rank_chunks = (most + TILE_RANKS - 1) / TILE_RANKS;
-    const int64_t y_stride = members * most, column_chunks = starts[members];
-    float *ys = shrunk_scratch.room(count * TILE_ROWS * y_stride);
-#pragma omp parallel
-    {
-#pragma omp for schedule(dynamic, 8)
-        for (int64_t i = 0; i < count * members * rank_chunks; i++) {
-            const Tile &tile = tiles[i / (members * rank_chunks)];
-            const int64_t m = i / rank_chunks % members, j = i % rank_chunks * TILE_RANKS;
-            const ad_lora_member &member = p->member[m];
-            const int64_t left = member.ranks[tile.slot] - j;
-            if (left <= 0) continue;
-            const int64_t ranks = left < TILE_RANKS ? left : TILE_RANKS;
-            const T *x = (const T *)p->x + tile.start * p->x_stride;
-            const T *a = (const T *)member.a + (tile.slot * p->max_rank + j) * p->in_features;
-            float *y = ys + (&tile - tiles) * TILE_ROWS * y_stride + m * most + j;
-            const int64_t in = p->in_features, xs = p->x_stride;
-            if (tile.rows == TILE_ROWS)
-                shrink_tile<T, TILE_ROWS>(x, xs, a, in, ranks, y, y_stride);
-            else
-                for (int64_t r = 0; r < tile.rows; r++)
-                    shrink_tile<T, 1>(x + r * xs, xs, a, in, ranks, y + r * y_stride, y_stride);
+    const LowRank<T, DOTS> job = {p, most};
+    int64_t threads = omp_get_max_threads();
+    if (products / THREAD_PRODUCTS < threads) threads = products / THREAD_PRODUCTS;
+    if (threads < 1) threads = 1;
+    if (threads == 1 || count >= 4 * threads) {
+        const int64_t run = count / (4 * threads) + 1;
+#pragma omp parallel for schedule(dynamic, run) num_threads(threads) if (threads > 1)
+        for (int64_t i = 0; i < count; i++) {
+            static thread_local Scratch<float> own;
+            job.whole_tile(tiles[i], tiles[i + 1 < count ? i + 1 : i].slot, job.room(&own));
         }
-#pragma omp for schedule(dynamic, 8)
-        for (int64_t i = 0; i < count * column_chunks; i++) {
-            const Tile &tile = tiles[i / column_chunks];
-            const int64_t chunk = i % column_chunks;
-            int64_t m = 0;
-            while (chunk >= starts[m + 1]) m++;
-            const ad_lora_member &member = p->member[m];
-            const int64_t rank = member.ranks[tile.slot];
-            if (!rank) continue;
-            const int64_t o = (chunk - starts[m]) * COLUMNS;
-            const int64_t left = member.out_features - o;
-            const int64_t columns = left < COLUMNS ? left : COLUMNS;
-            const int64_t width = member.out_features, stride = member.out_stride;
-            const T *b = (const T *)member.b + tile.slot * p->max_rank * width + o;
-            T *out = (T *)member.out + tile.start * stride + o;
-            const float *y = ys + (&tile - tiles) * TILE_ROWS * y_stride + m * most;
-            if (tile.rows == TILE_ROWS)
-                expand_tile<T>(y, y_stride, rank, b, width, out, stride, columns);
-            else
-                for (int64_t r = 0; r < tile.rows; r++)
-                    expand_row<T>(y + r * y_stride, rank, b, width, out + r * stride, columns);
+        return;
+    }
+    int64_t columns = 0;  // pieces of all members'
+    for (int64_t m = 0; m < members; m++)
+        columns += (p->member[m].out_features + COLUMNS - 1) / COLUMNS;
+    const int64_t ranks = (most + TILE_RANKS - 1) / TILE_RANKS;  // pieces of a member's
+    float *ys = shrunk_scratch.room(count * members * TILE_ROWS * most);
+#pragma omp parallel num_threads(threads)
+    {
+        static thread_local Scratch<float> own;
+        const TileRoom mine = job.room(&own);
+        int64_t laid_out = count;  // the tile whose x is
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < count * members * ranks; i++) {
+            const int64_t t = i / (members * ranks), m = i / ranks % members;
+            const int64_t from = i % ranks * TILE_RANKS;
+            const int64_t left = p->member[m].ranks[tiles[t].slot] - from;
+            if (left <= 0) continue;
+            if (laid_out != t) job.lay_out_x(tiles[t], mine);
+            laid_out = t;
+            job.shrink_tile(tiles[t], p->member[m], from, left < TILE_RANKS ? left : TILE_RANKS,
+                            mine, ys + (t * members + m) * TILE_ROWS * most + from);
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < count * columns; i++) {
+            const int64_t t = i / columns;
+            int64_t m = 0, from = i % columns * COLUMNS;
+            for (; from >= round_up(p->member[m].out_features, COLUMNS); m++)
+                from -= round_up(p->member[m].out_features, COLUMNS);
+            if (!p->member[m].ranks[tiles[t].slot]) continue;
+            const int64_t left = p->member[m].out_features - from;
+            job.expand_tile(tiles[t], p->member[m], from, left < COLUMNS ? left : COLUMNS, mine,
+                            ys + (t * members + m) * TILE_ROWS * most, nullptr);
         }
     }
 }
 
 static void lora_add(const ad_lora *p) {
-    if (p->dtype == AD_BFLOAT16)
-        lora_add_of<bf16>(p);
-    else
-        lora_add_of<float>(p);
+    if (p->dtype != AD_BFLOAT16) return lora_add_of<float, false>(p);
+#ifdef AD_AVX512_BF16
+    if (fast_bf16_dots()) return lora_add_of<bf16, true>(p);
+#endif
+    lora_add_of<bf16, false>(p);
+}
+
+static void lora_hook(const void *context, const void *x, int64_t x_stride, void *out,
+                      int64_t out_stride, int64_t) {
+    const ad_lora_hook *hook = (const ad_lora_hook *)context;
+    if (!hook->step->count) return;
+    static constexpr int64_t MOST = 8;  // modules that read one input
+    ad_lora_member members[MOST];
+    ad_lora job = hook->job;
+    if (job.members > MOST) abort();
+    const int64_t size = job.dtype == AD_BFLOAT16 ? 2 : 4;
+    for (int64_t m = 0; m < job.members; m++) {
+        members[m] = job.member[m];
+        members[m].out = (char *)out + hook->columns[m] * size;
+        members[m].out_stride = out_stride;
+    }
+    job.segments = hook->step->count, job.segment = hook->step->first;
+    job.x = x, job.x_stride = x_stride, job.member = members;
+    lora_add(&job);
 }

@@ -2,7 +2,7 @@
 // eager code has them, so bfloat16 results agree to the bit but for the order of a sum. Included
 // inside a namespace, after vec.h.
 
-static constexpr int64_t PARALLEL_ELEMENTS = 1 << 15;  // below it, waking threads costs more
+static constexpr int64_t PARALLEL_ELEMENTS = 1 << 12;  // below it, waking threads costs more
 
 // Llama's: weight · round(x / rms). Gemma's (plus_one): round(x / rms · (1 + weight)).
 template <typename T>
@@ -43,33 +43,37 @@ static void rms_norm(int32_t dtype, const void *x, const void *weight, void *out
                     plus_one);
 }
 
-// out = round(gate / (1 + e^-gate)) · up
+// SiLU x / (1 + e^-x), and GELU's tanh form, which is x / (1 + e^-2u), u = √(2/π) (x + 0.044715 x³).
+AD_INLINE vf activated(int32_t activation, vf x) {
+    const vf u = activation == AD_SILU ? x : 1.5957691216f * (x + 0.044715f * x * x * x);
+    return x / (1.0f + vexp(-u));
+}
+
+// out = round(activation(gate)) · up
 template <typename T>
-static void silu_mul_of(const T *gate, const T *up, T *out, int64_t rows, int64_t width,
-                        int64_t gate_stride, int64_t up_stride) {
+static void gated_of(int32_t activation, const T *gate, const T *up, T *out, int64_t rows,
+                     int64_t width, int64_t gate_stride, int64_t up_stride) {
 #pragma omp parallel for schedule(static) if (rows * width >= PARALLEL_ELEMENTS)
     for (int64_t r = 0; r < rows; r++) {
         const T *g = gate + r * gate_stride, *u = up + r * up_stride;
         T *to = out + r * width;
         const T *tag = nullptr;
         int64_t d = 0;
-        for (; d + VL <= width; d += VL) {
-            vf x = load(g + d);
-            store(to + d, rounded(x / (1.0f + vexp(-x)), tag) * load(u + d));
-        }
+        for (; d + VL <= width; d += VL)
+            store(to + d, rounded(activated(activation, load(g + d)), tag) * load(u + d));
         for (; d < width; d++) {
-            float x = to_float(g[d]);
-            store1(to + d, rounded(x / (1.0f + expf(-x)), tag) * to_float(u[d]));
+            const float x = activated(activation, splat(to_float(g[d])))[0];
+            store1(to + d, rounded(x, tag) * to_float(u[d]));
         }
     }
 }
 
-static void silu_mul(int32_t dtype, const void *gate, const void *up, void *out, int64_t rows,
-                     int64_t width, int64_t gate_stride, int64_t up_stride) {
+static void gated(int32_t dtype, int32_t activation, const void *gate, const void *up, void *out,
+                  int64_t rows, int64_t width, int64_t gate_stride, int64_t up_stride) {
     if (dtype == AD_BFLOAT16)
-        silu_mul_of((const bf16 *)gate, (const bf16 *)up, (bf16 *)out, rows, width, gate_stride,
-                    up_stride);
+        gated_of(activation, (const bf16 *)gate, (const bf16 *)up, (bf16 *)out, rows, width,
+                 gate_stride, up_stride);
     else
-        silu_mul_of((const float *)gate, (const float *)up, (float *)out, rows, width, gate_stride,
-                    up_stride);
+        gated_of(activation, (const float *)gate, (const float *)up, (float *)out, rows, width,
+                 gate_stride, up_stride);
 }

@@ -1,4 +1,5 @@
-// Memory that a thread keeps from call to call. Included inside a namespace.
+// Memory that a thread keeps from call to call, aligned for any vector. Included inside a
+// namespace.
 
 template <typename T>
 struct Scratch {
@@ -9,8 +10,9 @@ struct Scratch {
     T *room(int64_t count) {
         if (count > size) {
             free(data);
-            data = (T *)malloc((size_t)count * sizeof(T));
-            if (!data) abort();
+            void *found;
+            if (posix_memalign(&found, 64, (size_t)count * sizeof(T))) abort();
+            data = (T *)found;
             size = count;
         }
         return data;

@@ -12,6 +12,7 @@ struct bf16 {
 };
 
 #define AD_INLINE static inline __attribute__((always_inline))
+#define AD_LAMBDA __attribute__((always_inline))
 
 AD_INLINE float to_float(float x) { return x; }
 AD_INLINE float to_float(bf16 x) {
@@ -19,6 +20,12 @@ AD_INLINE float to_float(bf16 x) {
     float f;
     __builtin_memcpy(&f, &u, 4);
     return f;
+}
+
+AD_INLINE uint32_t bits_of(float f) {
+    uint32_t u;
+    __builtin_memcpy(&u, &f, 4);
+    return u;
 }
 
 // Round to nearest, ties to even, as torch does; a NaN stays one.
@@ -33,6 +40,8 @@ AD_INLINE void store1(bf16 *p, float f) { p->bits = bf16_bits(f); }
 AD_INLINE float rounded(float f, const float *) { return f; }
 AD_INLINE float rounded(float f, const bf16 *) { return to_float(bf16{bf16_bits(f)}); }
 
+AD_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
 AD_INLINE vf splat(float f) { return f - (vf){}; }
 
 AD_INLINE vf load(const float *p) {
@@ -46,6 +55,9 @@ AD_INLINE vf load(const bf16 *p) {
     return (vf)(__builtin_convertvector(h, vu) << 16);
 }
 AD_INLINE vh bf16_bits(vf v) {
+#ifdef AD_AVX512_BF16
+    return (vh)_mm512_cvtneps_pbh((__m512)v);
+#endif
     vu u = (vu)v;
     vu r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     vi nan = (u & 0x7fffffffu) > 0x7f800000u;
@@ -61,6 +73,13 @@ AD_INLINE vf rounded(vf v, const bf16 *) {
     return (vf)(__builtin_convertvector(bf16_bits(v), vu) << 16);
 }
 
+#ifdef AD_AVX512_BF16
+// Whether dot products of bfloat16 pairs do more products a cycle than float32's multiply-add. On
+// Zen 4 and later they do twice as many; on Intel's cores (Sapphire and Emerald Rapids) one starts
+// every second cycle, and multiply-adds do twice as many as they.
+AD_INLINE bool fast_bf16_dots() { return __builtin_cpu_is("amd"); }
+#endif
+
 AD_INLINE float sum(vf v) {
 #ifdef AD_AVX512
     return _mm512_reduce_add_ps((__m512)v);
@@ -68,6 +87,22 @@ AD_INLINE float sum(vf v) {
     float s = 0;
     for (int i = 0; i < VL; i++) s += v[i];
     return s;
+#endif
+}
+// The sums of four vectors.
+AD_INLINE void sums(const vf (&v)[4], float *out) {
+#ifdef AD_AVX512
+    const __m512 a = (__m512)v[0], b = (__m512)v[1], c = (__m512)v[2], d = (__m512)v[3];
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512 all = (__m512)_mm512_add_ps(
+        (__m512)_mm512_unpacklo_pd((__m512d)ab, (__m512d)cd),
+        (__m512)_mm512_unpackhi_pd((__m512d)ab, (__m512d)cd));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    __builtin_memcpy(out, &four, sizeof four);
+#else
+    for (int i = 0; i < 4; i++) out[i] = sum(v[i]);
 #endif
 }
 AD_INLINE vf select(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }

@@ -1,0 +1,1 @@
+"""The server over HTTP: what it carries, how late its tokens come, and what HTTP costs."""
