@@ -9,6 +9,7 @@ from rich.table import Table
 
 from benchmarks import floor, mixed, peers
 from benchmarks.floor import Shape, decode_cost, prefill_cost
+from benchmarks.gpu import decode as gpu
 from benchmarks.http import command as http
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
 app.command("mixed")(mixed.main)
 app.command("peers")(peers.main)
 app.command("http")(http.main)
+app.command("gpu")(gpu.main)
 
 
 @app.command("floor")

@@ -19,7 +19,7 @@ def measure(job: Job) -> Measurement:
     engine = Engine(_config(job, workload), source)
     digests = [None if name is None else source.digests[name] for name in workload.names]
     try:
-        _generate(engine, [prompt[:8] for prompt in workload.prompts], digests, 3)
+        _generate(engine, _warm_up(job, workload), digests, 3)
         return _generate(engine, workload.prompts, digests, job.new_tokens)
     finally:
         engine.close()
@@ -30,12 +30,21 @@ def _config(job: Job, workload: Workload) -> EngineConfig:
         model=str(workload.base),
         blobs="",
         dtype=job.dtype,
-        device="cpu",
+        device=job.device,
         max_resident_adapters=max(1, len(workload.adapters)),
         max_rank=workload.max_rank,
+        max_batch_tokens=512 if job.device == "cpu" else job.sequences * job.prompt_tokens,
         kv_cache_bytes=2 << 30,
         threads=job.threads,
     )
+
+
+def _warm_up(job: Job, workload: Workload) -> list[tuple[int, ...]]:
+    """A few tokens; on a GPU whole prompts, since kernels are compiled for shapes, but backwards,
+    so that none is found in the prefix cache."""
+    if job.device == "cpu":
+        return [prompt[:8] for prompt in workload.prompts]
+    return [prompt[::-1] for prompt in workload.prompts]
 
 
 def _generate(

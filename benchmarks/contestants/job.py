@@ -36,6 +36,7 @@ class Job:
     threads: int
     sequences: int = 16
     adapters: int = ADAPTERS
+    device: str = "cpu"  # or "cuda", which adapterd and peft know
 
     @property
     def scenario(self) -> Scenario:

@@ -29,6 +29,8 @@ class _Clock(LogitsProcessor):
         self.times: list[float] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if scores.is_cuda:
+            torch.cuda.synchronize()
         self.times.append(time.perf_counter())
         return scores
 
@@ -41,9 +43,9 @@ def measure(job: Job) -> Measurement:
     model.generation_config.eos_token_id = None  # every token is wanted
     if workload.adapters:
         model = _with_adapters(model, workload.adapters)
-    model.eval()
+    model.to(job.device).eval()
     names = _named(workload.names) if len(workload.adapters) > 1 else None
-    prompts = torch.tensor(workload.prompts)  # [sequences, prompt_tokens]
+    prompts = torch.tensor(workload.prompts, device=job.device)  # [sequences, prompt_tokens]
     _generate(model, prompts[:, :8], names, 3)
     return _generate(model, prompts, names, job.new_tokens)
 

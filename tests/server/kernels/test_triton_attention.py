@@ -5,29 +5,11 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 from server.kernels.triton import attention
-from tests.support.paged_attention import Case, assert_equals_a_softmax_by_hand
+from tests.support.paged_attention import CASES, Case, assert_equals_a_softmax_by_hand
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs it for real")
 
 CPU = torch.device("cpu")
-DECODES = [(0, 1), (15, 1), (16, 1), (90, 1)]
-MIXED = [(40, 1), (20, 3), (0, 19)]
-CASES = {
-    "decodes": Case(DECODES),
-    "chunks of prompts": Case(MIXED),
-    "one long chunk": Case([(7, 70)]),
-    "as many keys as heads": Case(MIXED, heads=2, kv_heads=2),
-    "one head of keys, three of queries": Case(DECODES, heads=3, kv_heads=1),
-    "more heads than a small tile has lines": Case([(20, 1), (3, 2)], heads=20, kv_heads=1),
-    "dims that are no power of two": Case(MIXED, key_dim=24, value_dim=40),
-    "tiny dims": Case(DECODES, key_dim=7, value_dim=3),
-    "window": Case(MIXED, window=9),
-    "window of one": Case([(12, 3)], window=1),
-    "soft-cap": Case(DECODES, softcap=2.0),
-    "sinks": Case(MIXED, sinks=True),
-    "all at once": Case(MIXED, heads=6, window=30, softcap=5.0, sinks=True, key_dim=20),
-    "odd blocks": Case(DECODES, block_size=5),
-}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
