@@ -32,7 +32,10 @@ def show_floor(
 
     w1.prepare(work, [])
     shape, found = Shape.of(work / "base"), floor.in_own_process(threads)
-    print(f"reads {found.read_gb_per_s:.1f} GB/s, bf16 matmul {found.bf16_gflop_per_s:.0f} GFLOP/s")
+    print(
+        f"reads {found.read_gb_per_s:.1f} GB/s, matmul {found.bf16_gflop_per_s:.0f} GFLOP/s in "
+        f"bfloat16 and {found.float32_gflop_per_s:.0f} in float32"
+    )
     table = Table("scenario", "MB/step", "GFLOP/step", "least ms/step", "least prefill, s")
     for name, scenario in peers.SCENARIOS.items():
         step = decode_cost(shape, scenario, scenario.prompt_tokens + new_tokens // 2)

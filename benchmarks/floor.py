@@ -1,8 +1,9 @@
 """The machine's own floor, and the least that a step could cost on it.
 
-Read bandwidth and bf16 matmul speed are measured with torch, with as many threads as contestants
-have. Bytes and flops are counted from the base's shape: every weight read once, adapters once each,
-the KV cache once; nothing else. A step can be no faster than the slower of the two.
+Read bandwidth and matmul speed are measured with torch, with as many threads as contestants have;
+matmul in bfloat16 and in float32, for some processors multiply float32 faster, and who computes may
+convert. Bytes and flops are counted from the base's shape: every weight read once, adapters once
+each, the KV cache once; nothing else. A step can be no faster than the slower of the two.
 """
 
 import json
@@ -28,6 +29,12 @@ class Floor:
 
     read_gb_per_s: float
     bf16_gflop_per_s: float
+    float32_gflop_per_s: float
+
+    @property
+    def gflop_per_s(self) -> float:
+        """The faster of the two."""
+        return max(self.bf16_gflop_per_s, self.float32_gflop_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +46,7 @@ class Cost:
 
     def seconds(self, floor: Floor) -> float:
         """The least on such a machine: reading and computing at once."""
-        return max(
-            self.bytes / (floor.read_gb_per_s * 1e9), self.flops / (floor.bf16_gflop_per_s * 1e9)
-        )
+        return max(self.bytes / (floor.read_gb_per_s * 1e9), self.flops / (floor.gflop_per_s * 1e9))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +128,12 @@ def measure(threads: int) -> Floor:
 
     torch.set_num_threads(threads)
     buffer = torch.ones(BUFFER_BYTES // 4)
-    left, right = (torch.randn(MATMUL_SIZE, MATMUL_SIZE).bfloat16() for _ in range(2))
+    left, right = (torch.randn(MATMUL_SIZE, MATMUL_SIZE) for _ in range(2))
+    left16, right16 = left.bfloat16(), right.bfloat16()
     return Floor(
         read_gb_per_s=BUFFER_BYTES / _seconds(buffer.sum) / 1e9,
-        bf16_gflop_per_s=2 * MATMUL_SIZE**3 / _seconds(lambda: left @ right) / 1e9,
+        bf16_gflop_per_s=2 * MATMUL_SIZE**3 / _seconds(lambda: left16 @ right16) / 1e9,
+        float32_gflop_per_s=2 * MATMUL_SIZE**3 / _seconds(lambda: left @ right) / 1e9,
     )
 
 

@@ -31,13 +31,14 @@ from benchmarks.workload import Scenario
 
 HERE = Path(__file__).parent
 CHECK_PROMPT_TOKENS, CHECK_TOKENS = 48, 6
-OURS: tuple[Who, ...] = ("adapterd", "peft")  # both run where this does
+OURS: tuple[Who, ...] = ("adapterd", "peft", "peft-merged")  # these run where this does
 SCENARIOS = {
     "base": Scenario("base"),
     "single": Scenario("single"),
     "mixed-4": Scenario("mixed", adapters=4),
     "mixed-16": Scenario("mixed"),
     "ranks-8-16-64": Scenario("ranks"),
+    "mixed-16-rank-64": Scenario("high-rank"),
     "zipf-64": Scenario("zipf", adapters=64),
     "base-1-request": Scenario("base", sequences=1),
     "single-1-request": Scenario("single", sequences=1),

@@ -3,6 +3,7 @@
 Here: Cell, Check, Results, peers.json and peers.md. Not here: running anything.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -91,14 +92,27 @@ class Results:
         return Floor(
             spread([floor.read_gb_per_s for floor in self.floors]).median,
             spread([floor.bf16_gflop_per_s for floor in self.floors]).median,
+            spread([floor.float32_gflop_per_s for floor in self.floors]).median,
         )
 
     def ratio(self, scenario: str, above: str, below: str) -> Spread | None:
         """Of tok/s within repeats; None where either has none."""
-        pair = [self.cells[scenario].get(who) for who in (above, below)]
-        if not all(cell is not None and cell.measured for cell in pair):
+        return _ratio([self.cells[scenario].get(who) for who in (above, below)])
+
+    def beside_base(self, scenario: str, who: str) -> Spread | None:
+        """tok/s over those of the same batch without adapters; None where either is not there."""
+        plain = dataclasses.replace(
+            self.scenarios[scenario], traffic="base", adapters=Scenario("base").adapters
+        )
+        base = next((name for name, one in self.scenarios.items() if one == plain), None)
+        if base is None or base == scenario:
             return None
-        return ratios(*(cell.tokens_per_s for cell in pair if cell is not None))
+        return _ratio([self.cells[name].get(who) for name in (scenario, base)])
+
+
+def _ratio(pair: Sequence[Cell | None]) -> Spread | None:
+    measured = [cell.tokens_per_s for cell in pair if cell is not None and cell.measured]
+    return ratios(*measured) if len(measured) == len(pair) else None
 
 
 def write(results: Results, folder: Path) -> None:
@@ -161,7 +175,8 @@ def _who(results: Results) -> list[str]:
 def _floor(results: Results) -> list[str]:
     """The machine's, and what of it each scenario needs at least."""
     read = spread([floor.read_gb_per_s for floor in results.floors])
-    matmul = spread([floor.bf16_gflop_per_s for floor in results.floors])
+    bf16 = spread([floor.bf16_gflop_per_s for floor in results.floors])
+    float32 = spread([floor.float32_gflop_per_s for floor in results.floors])
     floor = results.floor()
     rows = []
     for name, cost in results.decode_cost.items():
@@ -185,9 +200,10 @@ def _floor(results: Results) -> list[str]:
         "least s",
     )
     return [
-        f"The machine's floor, measured between the repeats: reads {read.text()} GB/s, bf16 matmul "
-        f"{matmul.text()} GFLOP/s (size 2,048). What a step needs at least (weights, adapters and "
-        "KV cache read once in bfloat16), and how fast it could be at best:",
+        f"The machine's floor, measured between the repeats: reads {read.text()} GB/s, torch's "
+        f"matmul {bf16.text()} GFLOP/s in bfloat16 and {float32.text()} in float32 (size 2,048). "
+        "What a step needs at least (weights, adapters and KV cache read once in bfloat16), and "
+        "how fast it could be at best by the faster of the two:",
         "",
         *table(head, rows),
     ]
@@ -198,7 +214,7 @@ def scenario_table(results: Results, name: str) -> list[str]:
     rows = [scenario_row(results, name, who) for who in results.cells[name]]
     head = (
         "contestant", "float32 tokens as peft's", "tok/s", "prefill, s", "decode, ms/step",
-        "times the least", f"{US} / it", "bfloat16 first tokens as peft's",
+        "times the least", "of its base's tok/s", f"{US} / it", "bfloat16 first tokens as peft's",
     )  # fmt: skip
     return table(head, rows)
 
@@ -207,10 +223,11 @@ def scenario_row(results: Results, name: str, who: str) -> tuple[str, ...]:
     cell = results.cells[name][who]
     check = cell.check.text() if cell.check else "not compared"
     if not cell.measured:
-        return (who, check, cell.reason or "not measured", *("",) * 5)
+        return (who, check, cell.reason or "not measured", *("",) * 6)
     decode = spread(cell.decode_ms_per_step)
     least_ms = 1e3 * results.decode_cost[name].seconds(results.floor())
     ratio = results.ratio(name, US, who)
+    beside_base = results.beside_base(name, who)
     return (
         who,
         check,
@@ -218,6 +235,7 @@ def scenario_row(results: Results, name: str, who: str) -> tuple[str, ...]:
         spread(cell.prefill_s).text(2),
         decode.text(),
         f"{decode.median / least_ms:.1f}",
+        beside_base.text(2) if beside_base is not None else "",
         ratio.text(2) if ratio is not None and who != US else "",
         _agreement(cell, results.cells[name].get("peft")),
     )

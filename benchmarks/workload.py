@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Traffic = Literal["base", "single", "mixed", "ranks", "zipf"]
+Traffic = Literal["base", "single", "mixed", "ranks", "high-rank", "zipf"]
 
 RANK = 16
 RANKS = (8, 16, 64)  # of the traffic "ranks", in turn
@@ -74,6 +74,8 @@ def adapter_names(scenario: Scenario) -> tuple[str | None, ...]:
             return tuple(
                 name_of(number % adapters, RANKS[number % len(RANKS)]) for number in sequences
             )
+        case "high-rank":
+            return tuple(name_of(number % adapters, max(RANKS)) for number in sequences)
         case "zipf":
             weights = [1 / (place + 1) for place in range(adapters)]
             drawn = random.Random(0).choices(range(adapters), weights, k=len(sequences))

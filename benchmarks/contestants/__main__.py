@@ -26,6 +26,8 @@ def _measure(job: Job) -> Measurement:
             from benchmarks.contestants.adapterd import measure
         case "peft":
             from benchmarks.contestants.peft import measure
+        case "peft-merged":
+            from benchmarks.contestants.peft import measure_merged as measure
         case "vllm":
             from benchmarks.contestants.vllm import measure
         case "llamacpp":

@@ -15,7 +15,7 @@ from typing import Literal
 from benchmarks.workload import ADAPTERS, Scenario, Traffic, Workload, read
 
 ROOT = Path(__file__).parent.parent.parent
-Who = Literal["adapterd", "peft", "vllm", "llamacpp", "openvino"]
+Who = Literal["adapterd", "peft", "peft-merged", "vllm", "llamacpp", "openvino"]
 Dtype = Literal["bfloat16", "float32"]
 
 

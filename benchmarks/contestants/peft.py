@@ -35,7 +35,7 @@ class _Clock(LogitsProcessor):
         return scores
 
 
-def measure(job: Job) -> Measurement:
+def measure(job: Job, *, merge: bool = False) -> Measurement:
     """Warms up with a few tokens, then measures one batch."""
     torch.set_num_threads(job.threads)
     workload = job.workload()
@@ -43,11 +43,20 @@ def measure(job: Job) -> Measurement:
     model.generation_config.eos_token_id = None  # every token is wanted
     if workload.adapters:
         model = _with_adapters(model, workload.adapters)
+    if merge:
+        model = model.merge_and_unload()
     model.to(job.device).eval()
     names = _named(workload.names) if len(workload.adapters) > 1 else None
     prompts = torch.tensor(workload.prompts, device=job.device)  # [sequences, prompt_tokens]
     _generate(model, prompts[:, :8], names, 3)
     return _generate(model, prompts, names, job.new_tokens)
+
+
+def measure_merged(job: Job) -> Measurement:
+    """The one adapter merged into the base: what serving it alone, and nothing else, costs."""
+    if len(job.workload().adapters) != 1:
+        raise ValueError("only one adapter can be merged")
+    return measure(job, merge=True)
 
 
 def _with_adapters(model: PreTrainedModel, folders: Mapping[str, Path]) -> PeftModel:

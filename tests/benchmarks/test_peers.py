@@ -60,7 +60,7 @@ def contestants(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(peers, "in_own_process", lambda job, **_: answers.get(job.who, answer)(job))
     monkeypatch.setattr(venvs, "python_of", python_of)
     monkeypatch.setattr(venvs, "versions", lambda peer, python: {peer.who: "1.0"})
-    monkeypatch.setattr(floor, "in_own_process", lambda threads: Floor(20.0, 200.0))
+    monkeypatch.setattr(floor, "in_own_process", lambda threads: Floor(20.0, 200.0, 150.0))
     monkeypatch.setattr(w1, "prepare", lambda work, scenarios: None)
     w1.config().save_pretrained(tmp_path / "base")
     return tmp_path
