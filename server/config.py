@@ -101,6 +101,14 @@ class Settings(BaseSettings):
         "Number format of the weights; auto: as stored, float32 for the demo.",
         example="bfloat16",
     )
+    quantization: Literal["none", "int8"] = _setting(
+        "none",
+        "Model",
+        "int8: linear modules' weights are rounded to 8 bits, one scale for each output: half of "
+        "bfloat16's memory, slightly other answers. Adapters stay as they are. Native CPU kernels "
+        "only.",
+        example="int8",
+    )
     device: str = _setting(
         "auto", "Model", "cpu, cuda, cuda:1, …; auto: cuda where there is one.", example="cpu"
     )
@@ -260,6 +268,7 @@ class Settings(BaseSettings):
             blobs=str(blobs),
             # So small a base is as fast in float32, and its answers are then the same everywhere.
             dtype="float32" if self.model is None and self.dtype == "auto" else self.dtype,
+            quantization=self.quantization,
             device=self.device,
             max_resident_adapters=self.max_resident_adapters,
             max_rank=self.max_rank,

@@ -65,8 +65,9 @@ SLOW = """
 def announcement(serving: Serving) -> str:
     """Where it listens, what it serves, and a request that works word for word."""
     base = serving.base
+    quantized = "" if base.quantization == "none" else f", {base.quantization} weights"
     facts = (
-        f"{base.architecture}, {_count(base.parameters)} parameters, {base.dtype} on "
+        f"{base.architecture}, {_count(base.parameters)} parameters, {base.dtype}{quantized} on "
         f"{base.device}, context {base.max_model_len}"
     )
     slow = base.device == "cpu" and base.kernels == "torch"

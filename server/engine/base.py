@@ -75,17 +75,18 @@ def load_base(
     architecture = (hf_config.architectures or [type(hf_config).__name__])[0]
     device = _device(config.device)
     dtype = _dtype(config.dtype, hf_config, device)
+    kernels = _kernels(config, device, dtype)
+    quantize = _quantize(config, kernels, device, dtype)
     progress(LoadProgress("weights", 0, 1))
     model = _model(folder, hf_config, dtype, architecture).to(device).eval().requires_grad_(False)
     progress(LoadProgress("weights", 1, 1))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     attention, groups = _probe(model, architecture)
     model.set_attn_implementation(PAGED_ATTENTION)
-    kernels = _kernels(config, device, dtype)
-    linears = tuple(LinearGroup(group, kernels) for group in groups)
+    linears = tuple(LinearGroup(group, kernels, quantize=quantize) for group in groups)
     head = model.get_output_embeddings()
     if type(head) is nn.Linear:
-        pack_head(head, kernels)
+        pack_head(head, kernels, quantize=quantize)
     if kernels is not None:
         fuse(model, kernels)
     return LoadedBase(
@@ -186,6 +187,28 @@ def _kernels(
     if config.kernels == "torch" or device.type != "cpu" or dtype not in DTYPES:
         return None
     return next(iter(load_native()), None)
+
+
+def _quantize(
+    config: EngineConfig, kernels: NativeKernels | None, device: torch.device, dtype: torch.dtype
+) -> bool:
+    """Whether linear modules become int8. Raises EngineStartFailed where they cannot."""
+    if config.quantization == "none":
+        return False
+    if kernels is not None:
+        return True
+    if device.type != "cpu":
+        remedy = f"which do not run on {device}: add --device cpu"
+    elif dtype not in DTYPES:
+        remedy = f"which have no {str(dtype).removeprefix('torch.')}: add --dtype float32"
+    elif config.kernels == "torch":
+        remedy = "which --kernels torch turns off: leave that out"
+    else:
+        remedy = "which are not built: install a C++ compiler (g++), then install adapterd again"
+    raise EngineStartFailed(
+        f"--quantization {config.quantization} needs the native CPU kernels, {remedy}; or leave "
+        "--quantization out"
+    )
 
 
 def _probe_attention(

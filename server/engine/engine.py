@@ -345,6 +345,7 @@ def _info(
         block_size=config.block_size,
         parameters=base.parameters,
         kernels=_kernels_name(config, base),
+        quantization=config.quantization,
         modules=base.shapes,
         load_s=load_s,
     )

@@ -32,8 +32,17 @@ class LinearGroup:
     Must stay true: whoever calls one of them with an input calls all of them with it, in order.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], kernels: NativeKernels | None) -> None:
-        """Takes the modules over. Their own weights become views, or give their memory back."""
+    def __init__(
+        self,
+        modules: dict[str, nn.Module],
+        kernels: NativeKernels | None,
+        *,
+        quantize: bool = False,
+    ) -> None:
+        """Takes the modules over. Their own weights become views, or give their memory back.
+
+        `quantize` packs them as int8, which takes kernels.
+        """
         self.modules = tuple(modules.values())
         self.names = tuple(modules)
         self.shapes = tuple(linear_shape(module) for module in modules.values())
@@ -42,7 +51,7 @@ class LinearGroup:
         self._listeners: list[OnOutput] = []
         self._input: Tensor | None = None
         self._outputs: tuple[Tensor, ...] = ()
-        self._matmul = _matmul(self.modules, kernels)
+        self._matmul = _matmul(self.modules, kernels, quantize=quantize)
         for index, module in enumerate(modules.values()):
             module.forward = self._lead if index == 0 else self._follower(index)
 
@@ -90,9 +99,10 @@ def linear_shape(module: nn.Module) -> LinearShape:
     return LinearShape(module.in_features, module.out_features)
 
 
-def pack_head(head: nn.Linear, kernels: NativeKernels | None) -> None:
+def pack_head(head: nn.Linear, kernels: NativeKernels | None, *, quantize: bool = False) -> None:
     """Packs a module that no adapter targets. Its own weight, which may be tied, stays."""
-    matmul, width = _matmul((head,), kernels, keep=True), head.out_features
+    matmul = _matmul((head,), kernels, quantize=quantize, keep=True)
+    width = head.out_features
 
     def forward(input: Tensor) -> Tensor:
         x = input.reshape(-1, input.shape[-1])
@@ -105,7 +115,11 @@ def pack_head(head: nn.Linear, kernels: NativeKernels | None) -> None:
 
 
 def _matmul(
-    modules: Sequence[Any], kernels: NativeKernels | None, *, keep: bool = False
+    modules: Sequence[Any],
+    kernels: NativeKernels | None,
+    *,
+    quantize: bool,
+    keep: bool = False,
 ) -> Callable[[Tensor], Tensor]:
     """x [tokens, in] → all modules' outputs side by side [tokens, out].
 
@@ -122,7 +136,11 @@ def _matmul(
                 for module, b in zip(modules, biases, strict=True)
             ]
         )
-    matmul = _packed(weight, bias) if kernels is None else PackedLinear(kernels, weight, bias)
+    if kernels is None:
+        assert not quantize, "only the native kernels multiply by int8"
+        matmul = _packed(weight, bias)
+    else:
+        matmul = PackedLinear(kernels, weight, bias, quantize=quantize)
     if matmul is None:
         if len(modules) > 1:
             _become_views(modules, weight)

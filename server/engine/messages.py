@@ -34,6 +34,7 @@ class EngineConfig:
     host_cache_bytes: int = 1 << 30
     threads: int | None = None  # torch's; None: its default
     kernels: Literal["auto", "torch"] = "auto"  # auto: native or Triton ones, where there are any
+    quantization: Literal["none", "int8"] = "none"  # of linear modules; int8: native kernels only
     cuda_graphs: bool = True  # decode steps are captured and replayed, on CUDA
 
 
@@ -119,6 +120,7 @@ class EngineInfo:
     block_size: int
     parameters: int
     kernels: str  # what computes the hot parts: "native-avx512-bf16", "torch"
+    quantization: str  # of linear modules: "none", "int8"
     modules: dict[str, LinearShape]  # targetable modules of the base
     load_s: float
 

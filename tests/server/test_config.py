@@ -115,6 +115,7 @@ def test_sizes_are_printed_as_they_are_typed() -> None:
         ({"port": "x"}, ("--port x", "--port 8000")),
         ({"port": "65536"}, ("--port 65536", "65535")),
         ({"dtype": "int4"}, ("--dtype int4", "bfloat16")),
+        ({"quantization": "int4"}, ("--quantization int4", "--quantization int8")),
         ({"kv_cache_bytes": "lots"}, ("--kv-cache-bytes lots", "512MiB")),
         ({"max_upload_bytes": "0"}, ("--max-upload-bytes 0", "greater than 0")),
         ({"drain_seconds": "nan"}, ("--drain-seconds nan", "integer")),

@@ -85,6 +85,7 @@ class Linear(Structure):
         ("out_features", c_int64),
         ("packed", c_void_p),
         ("bias", c_void_p),
+        ("scales", c_void_p),
     ]
 
 
@@ -167,6 +168,10 @@ class NativeKernels(Structure):
         ("packed_numbers", CFUNCTYPE(c_int64, c_int32, c_int64, c_int64)),
         # dtype, weight, packed, out, in
         ("pack", CFUNCTYPE(None, c_int32, c_void_p, c_void_p, c_int64, c_int64)),
+        (  # dtype, weight, packed, scales, out, in
+            "quantize",
+            CFUNCTYPE(None, c_int32, c_void_p, c_void_p, c_void_p, c_int64, c_int64),
+        ),
         (  # linear, x, x_stride, out, out_stride, rows
             "linear",
             CFUNCTYPE(None, POINTER(Linear), c_void_p, c_int64, c_void_p, c_int64, c_int64),
@@ -182,6 +187,7 @@ class NativeKernels(Structure):
     gated: Any
     packed_numbers: Any
     pack: Any
+    quantize: Any
     linear: Any
     panel: int
     lora_hook: Any

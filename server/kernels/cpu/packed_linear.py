@@ -11,28 +11,45 @@ from server.kernels.cpu.native import DTYPES, Linear, NativeKernels
 class PackedLinear:
     """x [rows, in] → x · weightᵀ + bias [rows, out].
 
-    A row's result depends on that row alone: not on the number of rows, nor of threads.
+    A row's result depends on that row alone: not on the number of rows, nor of threads. Quantised,
+    the weight is int8 times a float32 scale for each output: the largest |w| of it / 127.
     """
 
-    def __init__(self, kernels: NativeKernels, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self,
+        kernels: NativeKernels,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        quantize: bool = False,
+    ) -> None:
         """weight [out, in] and bias [out], float32 or bfloat16, are copied."""
         self._kernels = kernels
         self._dtype = weight.dtype
         out_features, in_features = weight.shape
         dtype, weight = DTYPES[weight.dtype], weight.contiguous()
-        self._packed = weight.new_empty(kernels.packed_numbers(dtype, out_features, in_features))
-        kernels.pack(dtype, weight.data_ptr(), self._packed.data_ptr(), out_features, in_features)
+        numbers = kernels.packed_numbers(dtype, out_features, in_features)
+        self._packed = weight.new_empty(numbers, dtype=torch.int8 if quantize else None)
+        source, packed = weight.data_ptr(), self._packed.data_ptr()
+        whole_panels = -(-out_features // kernels.panel) * kernels.panel
+        self._scales = None
+        if quantize:
+            self._scales = torch.zeros(whole_panels)
+            scales = self._scales.data_ptr()
+            kernels.quantize(dtype, source, packed, scales, out_features, in_features)
+        else:
+            kernels.pack(dtype, source, packed, out_features, in_features)
         self._bias = None
         if bias is not None:
-            panels = -(-out_features // kernels.panel)
-            self._bias = torch.zeros(panels * kernels.panel)
+            self._bias = torch.zeros(whole_panels)
             self._bias[:out_features] = bias.float()
         self.job = Linear(
             dtype,
             in_features,
             out_features,
-            self._packed.data_ptr(),
+            packed,
             None if self._bias is None else self._bias.data_ptr(),
+            None if self._scales is None else self._scales.data_ptr(),
         )
 
     def __call__(self, x: Tensor) -> Tensor:

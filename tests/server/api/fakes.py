@@ -75,6 +75,7 @@ class ScriptedEngine:
             block_size=16,
             parameters=1000,
             kernels="torch",
+            quantization="none",
             modules={"model.layers.0.self_attn.q_proj": LinearShape(8, 8)},
             load_s=0.1,
         )

@@ -61,8 +61,9 @@ struct ad_kv_write {
 struct ad_linear {
     int32_t dtype;
     int64_t in, out;
-    const void *packed;  // as `pack` of the same instruction set wrote it
-    const float *bias;   // [out rounded up to whole panels], or null
+    const void *packed;   // as `pack` or `quantize` of the same instruction set wrote it
+    const float *bias;    // [out rounded up to whole panels], or null
+    const float *scales;  // as `quantize` wrote them, with the int8 of `packed`; null: `pack` did
 };
 
 // RMS norm over rows; without a weight there is none. plus_one: times 1 + weight, as Gemma has it.
@@ -134,6 +135,10 @@ struct ad_kernels {
     // How many numbers a packed weight [out, in] has, and the packing of one.
     int64_t (*packed_numbers)(int32_t dtype, int64_t out, int64_t in);
     void (*pack)(int32_t dtype, const void *weight, void *packed, int64_t out, int64_t in);
+    // The same from a weight of dtype to int8, each output with a scale of its own: a weight is its
+    // int8 times the scale. scales [out rounded up to whole panels], of which [out] are written.
+    void (*quantize)(int32_t dtype, const void *weight, int8_t *packed, float *scales, int64_t out,
+                     int64_t in);
     void (*linear)(const ad_linear *, const void *x, int64_t x_stride, void *out,
                    int64_t out_stride, int64_t rows);
     int64_t panel;  // outputs of a panel

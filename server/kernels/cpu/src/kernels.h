@@ -30,5 +30,5 @@ namespace {
 
 extern "C" const ad_kernels AD_SYMBOL = {
     AD_NAME, lora_add, paged_attention, kv_write, rms_norm, gated,
-    packed_numbers, pack, linear, PANEL, lora_hook, layer,
+    packed_numbers, pack, quantize, linear, PANEL, lora_hook, layer,
 };

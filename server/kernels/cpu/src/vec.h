@@ -6,6 +6,7 @@ typedef float vf __attribute__((vector_size(AD_VECTOR_BYTES)));
 typedef int32_t vi __attribute__((vector_size(AD_VECTOR_BYTES)));
 typedef uint32_t vu __attribute__((vector_size(AD_VECTOR_BYTES)));
 typedef uint16_t vh __attribute__((vector_size(AD_VECTOR_BYTES / 2)));
+typedef int8_t vb __attribute__((vector_size(AD_VECTOR_BYTES / 4)));
 
 struct bf16 {
     uint16_t bits;
@@ -53,6 +54,17 @@ AD_INLINE vf load(const bf16 *p) {
     vh h;
     __builtin_memcpy(&h, p, sizeof h);
     return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+AD_INLINE vf load(const int8_t *p) {
+#if defined(AD_AVX512)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif AD_VECTOR_BYTES == 32
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
+    vb b;
+    __builtin_memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
+#endif
 }
 AD_INLINE vh bf16_bits(vf v) {
 #ifdef AD_AVX512_BF16
