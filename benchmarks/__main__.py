@@ -1,5 +1,7 @@
 """`python -m benchmarks`: what `make bench` runs."""
 
+import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,11 @@ from benchmarks import floor, mixed, peers
 from benchmarks.floor import Shape, decode_cost, prefill_cost
 from benchmarks.gpu import decode as gpu
 from benchmarks.http import command as http
+
+LATE = {
+    "speculative": "Measures decoding with guesses from the text itself, and without.",
+    "profile": "Takes a decode step apart: what each part takes, and would at least.",
+}
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
@@ -49,16 +56,23 @@ def show_floor(
     Console().print(table)
 
 
-@app.command(
-    "speculative",
-    add_help_option=False,  # its own app has it
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def speculative_decoding(context: typer.Context) -> None:
-    """Measures decoding with guesses from the text itself, and without."""
-    from benchmarks import speculative  # brings torch
+def _passed_on(name: str) -> Callable[[typer.Context], None]:
+    """Runs the benchmark's own app, which brings torch, only when it is asked for."""
 
-    speculative.app(args=context.args, prog_name="python -m benchmarks speculative")
+    def run(context: typer.Context) -> None:
+        module = importlib.import_module(f"benchmarks.{name}")
+        module.app(args=context.args, prog_name=f"python -m benchmarks {name}")
+
+    return run
+
+
+for _name, _about in LATE.items():
+    app.command(
+        _name,
+        help=_about,
+        add_help_option=False,  # its own app has it
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(_passed_on(_name))
 
 
 @app.command("all")

@@ -16,7 +16,7 @@ def measure(job: Job) -> Measurement:
     """Warms up with a few tokens of every adapter, then measures one batch."""
     workload = job.workload()
     source = FolderSource(workload.adapters)
-    engine = Engine(_config(job, workload), source)
+    engine = Engine(engine_config(job, workload), source)
     digests = [None if name is None else source.digests[name] for name in workload.names]
     try:
         _generate(engine, _warm_up(job, workload), digests, 3)
@@ -25,7 +25,7 @@ def measure(job: Job) -> Measurement:
         engine.close()
 
 
-def _config(job: Job, workload: Workload) -> EngineConfig:
+def engine_config(job: Job, workload: Workload) -> EngineConfig:
     return EngineConfig(
         model=str(workload.base),
         blobs="",

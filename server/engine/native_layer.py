@@ -60,7 +60,7 @@ class NativeLayer:
         self.index = parts.index
         self._cache: KVCache | None = None
         self._kept: list[Any] = []  # what the job points to
-        self._job = self._layer(parts)
+        self.job = self._layer(parts)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """hidden_states [1, rows, width], written over with the layer's output."""
@@ -70,11 +70,11 @@ class NativeLayer:
         if paged.cache is not self._cache:
             self._cache = paged.cache
             keys, values = paged.cache.tensors(self.index)
-            self._job.keys, self._job.values = keys.data_ptr(), values.data_ptr()
+            self.job.keys, self.job.values = keys.data_ptr(), values.data_ptr()
         cos, sin = kwargs["position_embeddings"]
         step = paged.native
         step.rotary, step.cos, step.sin = cos.shape[-1], cos.data_ptr(), sin.data_ptr()
-        self._kernels.layer(ctypes.byref(self._job), ctypes.byref(step), hidden_states.data_ptr())
+        self._kernels.layer(ctypes.byref(self.job), ctypes.byref(step), hidden_states.data_ptr())
         return hidden_states
 
     def _layer(self, parts: Parts) -> Layer:
