@@ -222,7 +222,7 @@ class Settings(BaseSettings):
     kernels: Literal["auto", "torch"] = _setting(
         "auto",
         "Engine",
-        "auto: the native CPU kernels where they are built; torch: never those.",
+        "auto: the native CPU kernels where they are built, Triton on CUDA; torch: neither.",
         example="torch",
     )
 

@@ -52,6 +52,11 @@ class LoadedBase:
     parameters: int
 
     @property
+    def pads_rows(self) -> bool:
+        """Whether steps are better of few sizes: some matmul is torch's (row_buckets.py)."""
+        return any(group.packed is None for group in self.linears)
+
+    @property
     def shapes(self) -> dict[str, LinearShape]:
         """Of every module that adapters can target, by name."""
         return {
@@ -83,10 +88,11 @@ def load_base(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     attention, groups = _probe(model, architecture)
     model.set_attn_implementation(PAGED_ATTENTION)
-    linears = tuple(LinearGroup(group, kernels, quantize=quantize) for group in groups)
+    packing = None if _torch_multiplies_faster(dtype) and not quantize else kernels
+    linears = tuple(LinearGroup(group, packing, quantize=quantize) for group in groups)
     head = model.get_output_embeddings()
     if type(head) is nn.Linear:
-        pack_head(head, kernels, quantize=quantize)
+        pack_head(head, packing, quantize=quantize)
     if kernels is not None:
         fuse(model, kernels)
     return LoadedBase(
@@ -187,6 +193,11 @@ def _kernels(
     if config.kernels == "torch" or device.type != "cpu" or dtype not in DTYPES:
         return None
     return next(iter(load_native()), None)
+
+
+def _torch_multiplies_faster(dtype: torch.dtype) -> bool:
+    """Where there are AMX tiles, oneDNN multiplies bfloat16 by them; the native kernels do not."""
+    return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
 
 
 def _quantize(

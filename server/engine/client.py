@@ -42,6 +42,11 @@ from server.engine.wire import FROM_ENGINE, HEADER, TO_ENGINE
 EngineState = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
 STOP_GRACE_S = 5.0
+SPINS = "1000"
+"""How often the engine's OpenMP threads look for work before they sleep: some ten microseconds, more
+than between two parts of a step. libgomp's own 300,000 are many milliseconds, in which a thread that
+waits keeps the processor from the very thread that it waits for, and from the API process."""
+
 MAX_BACKOFF_S = 30.0
 
 logger = logging.getLogger(__name__)
@@ -168,7 +173,7 @@ class EngineClient:
                 str(theirs.fileno()),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": _import_path()},
+                env={"GOMP_SPINCOUNT": SPINS} | os.environ | {"PYTHONPATH": _import_path()},
             )
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._post(Start(self._config))

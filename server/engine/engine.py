@@ -101,7 +101,7 @@ class Engine:
             config.block_size,
             config.max_prefill_slowdown,
             config.speculative_tokens,
-            pad_rows=base.kernels is None,
+            pad_rows=base.pads_rows,
         )
         self._scheduler = Scheduler(
             limits, self._prefixes, self._residency, base.eos_token_ids, base.device

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -33,6 +34,17 @@ def test_the_families_that_are_native(family: Family, tmp_path: Path) -> None:
 
 def test_in_bfloat16_too(tmp_path: Path) -> None:
     assert native_layer.attach(load(make_base(LLAMA, tmp_path), dtype="bfloat16")) == LAYERS
+
+
+def test_where_there_are_amx_tiles_bfloat16_is_left_to_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    folder = make_base(LLAMA, tmp_path)
+    base = load(folder, dtype="bfloat16")
+    assert native_layer.attach(base) == 0
+    assert base.pads_rows
+    assert native_layer.attach(load(folder)) == LAYERS, "float32 has no tiles"
 
 
 def test_torch_kernels_leave_layers_alone(tmp_path: Path) -> None:

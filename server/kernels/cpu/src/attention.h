@@ -316,8 +316,8 @@ static void paged_attention_of(const ad_attention *p) {
             if (w.decode)
                 attend_row<T>(p, w.chunk, w.kv, w.together, w.from, w.to, (T *)scratch, record,
                               between);
-#ifdef AD_AVX512_BF16
-            else if (sizeof(T) == 2 && fast_bf16_dots())
+#ifdef AD_BF16_DOTS
+            else if (sizeof(T) == 2)
                 attend_tile<T, 4 / sizeof(T)>(p, w.chunk, w.first, w.count, w.kv, w.from, w.to,
                                               sums_at(record, w.rows), scratch);
 #endif

@@ -59,7 +59,7 @@ AD_INLINE vf soft_cap(vf x, float cap) {
 // acc + words · word, of as many products a lane as a word holds.
 template <int PER>
 AD_INLINE vf multiply_add(vf acc, vf words, float word) {
-#ifdef AD_AVX512_BF16
+#ifdef AD_BF16_DOTS
     if constexpr (PER == 2)
         return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)words, (__m512bh)_mm512_set1_ps(word));
 #endif
@@ -199,7 +199,7 @@ AD_INLINE void tile_mix(const float *weights, const float *decay, const float *v
 // weights[at … at + VL) = w, which may overwrite scores up to there.
 template <int PER>
 AD_INLINE void store_weights(float *weights, int64_t at, vf w) {
-#ifdef AD_AVX512_BF16
+#ifdef AD_BF16_DOTS
     if constexpr (PER == 2) {
         __m256bh halves = _mm512_cvtneps_pbh((__m512)w);
         __builtin_memcpy(weights + at / 2, &halves, sizeof halves);

@@ -8,7 +8,7 @@
 //
 // A weight is of the inputs' type or int8, one scale for each output. int8 is exact in either type,
 // so it becomes that type where it is read, and the sums are scaled once, at the end. Inputs of
-// bfloat16 are multiplied as pairs where that is fast (fast_bf16_dots), and in float32 elsewhere.
+// bfloat16 are multiplied as pairs where that is fast (AD_BF16_DOTS), and in float32 elsewhere.
 
 #ifdef AD_AVX512
 static constexpr int GEMM_ROWS = 8;  // 8 × 3 sums, 3 weights, 1 input: 28 of 32 registers
@@ -145,7 +145,7 @@ AD_INLINE void multiply(const float *x, int64_t stride, const bf16 *panel, int64
     }
 }
 
-#ifdef AD_AVX512_BF16
+#ifdef AD_BF16_DOTS
 // By dot products of pairs.
 template <int ROWS, typename W>
 AD_INLINE void multiply(const bf16 *x, int64_t stride, const W *panel, int64_t in,
@@ -304,13 +304,10 @@ static void linear_of(const ad_linear *l, const float *x, int64_t x_stride, floa
 
 static void linear_of(const ad_linear *l, const bf16 *x, int64_t x_stride, bf16 *out,
                       int64_t out_stride, int64_t rows) {
-#ifdef AD_AVX512_BF16
-    if (fast_bf16_dots()) {
+#ifdef AD_BF16_DOTS
 #pragma omp parallel
-        linear_share(l, x, x_stride, out, out_stride, rows);
-        return;
-    }
-#endif
+    linear_share(l, x, x_stride, out, out_stride, rows);
+#else
     static thread_local Scratch<float> scratch;
     const int64_t in = l->in, stride = in + in % 2;
     float *wide = scratch.room(rows * stride);
@@ -327,6 +324,7 @@ static void linear_of(const ad_linear *l, const bf16 *x, int64_t x_stride, bf16 
         }
         linear_share(l, (const float *)wide, stride, out, out_stride, rows);
     }
+#endif
 }
 
 static int64_t packed_numbers(int32_t dtype, int64_t out, int64_t in) {

@@ -1,8 +1,8 @@
 // One instruction set's kernels. The including file names it (AD_NAME, AD_SYMBOL) and the width
 // of its vectors (AD_VECTOR_BYTES), and switches the compiler to it before this line. Everything
 // below is in an unnamed namespace and without the C++ library, so that no function compiled for
-// one instruction set can be linked into another's. What it may use is told by AD_AVX512 and
-// AD_AVX512_BF16: g++ does not define the compiler's own macros after a target pragma.
+// one instruction set can be linked into another's. What it may use is told by AD_AVX512,
+// AD_AVX512_BF16 and AD_BF16_DOTS: g++ does not define the compiler's own macros after a target pragma.
 
 #include <math.h>
 #include <omp.h>

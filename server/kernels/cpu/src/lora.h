@@ -57,9 +57,9 @@ AD_INLINE const T *whole(const T *p, int64_t left, T *block) {
     return block;
 }
 
-// DOTS, below: whether products are bfloat16 dot products of pairs (see fast_bf16_dots).
+// DOTS, below: whether products are bfloat16 dot products of pairs (AD_BF16_DOTS).
 AD_INLINE vf dot_pairs(vf acc, vf a, vf b) {
-#ifdef AD_AVX512_BF16
+#ifdef AD_BF16_DOTS
     return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
 #else
     return acc + a * b;
@@ -436,10 +436,11 @@ static void lora_add_of(const ad_lora *p) {
 
 static void lora_add(const ad_lora *p) {
     if (p->dtype != AD_BFLOAT16) return lora_add_of<float, false>(p);
-#ifdef AD_AVX512_BF16
-    if (fast_bf16_dots()) return lora_add_of<bf16, true>(p);
-#endif
+#ifdef AD_BF16_DOTS
+    lora_add_of<bf16, true>(p);
+#else
     lora_add_of<bf16, false>(p);
+#endif
 }
 
 static void lora_hook(const void *context, const void *x, int64_t x_stride, void *out,

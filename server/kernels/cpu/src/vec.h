@@ -85,13 +85,6 @@ AD_INLINE vf rounded(vf v, const bf16 *) {
     return (vf)(__builtin_convertvector(bf16_bits(v), vu) << 16);
 }
 
-#ifdef AD_AVX512_BF16
-// Whether dot products of bfloat16 pairs do more products a cycle than float32's multiply-add. On
-// Zen 4 and later they do twice as many; on Intel's cores (Sapphire and Emerald Rapids) one starts
-// every second cycle, and multiply-adds do twice as many as they.
-AD_INLINE bool fast_bf16_dots() { return __builtin_cpu_is("amd"); }
-#endif
-
 AD_INLINE float sum(vf v) {
 #ifdef AD_AVX512
     return _mm512_reduce_add_ps((__m512)v);
