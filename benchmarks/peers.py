@@ -127,7 +127,10 @@ def main(
     with console.status("making the model and its adapters, once"):
         w1.prepare(work, list(chosen.values()))
     here = [who for who in get_args(Who) if who in wanted and who not in skipped]
-    cells = {name: {who: Cell() for who in here} for name in chosen}
+    cells = {
+        name: {who: Cell() for who in here if who != "peft-merged" or one.traffic == "single"}
+        for name, one in chosen.items()
+    }
     if check:
         check_all(run, chosen, cells, console)
     floors: list[Floor] = []

@@ -5,7 +5,7 @@ from xml.sax.saxutils import escape
 
 from benchmarks.spread import spread
 
-COLOURS = ("#2f6fb0", "#d98032", "#5b9a57", "#a2609b", "#7a6a58")
+COLOURS = ("#2f6fb0", "#d98032", "#5b9a57", "#a2609b", "#7a6a58", "#3f8f8a")
 LEFT, WIDTH, ROW, GAP = 250, 620, 16, 20
 
 

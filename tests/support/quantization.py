@@ -22,6 +22,7 @@ def save_dequantized(base: Path, to: Path) -> Path:
     """`base` with every linear module's weight dequantised, in float32; its head is not tied."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     head = model.get_output_embeddings()
+    assert head is not None
     head.weight = nn.Parameter(head.weight.detach().clone())
     model.config.tie_word_embeddings = False
     with torch.no_grad():
