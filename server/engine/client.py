@@ -42,10 +42,11 @@ from server.engine.wire import FROM_ENGINE, HEADER, TO_ENGINE
 EngineState = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
 STOP_GRACE_S = 5.0
-SPINS = "1000"
-"""How often the engine's OpenMP threads look for work before they sleep: some ten microseconds,
-more than lie between two parts of a step. libgomp's own 300,000 take many milliseconds, in which a
-thread that waits keeps the processor from the very thread that it waits for, and from the API."""
+SPINS = "20000"
+"""How often the engine's OpenMP threads look for work before they sleep: about a millisecond. A
+thousand were too few, and waking threads took a sixth of a decode step; libgomp's own 300,000 are
+many milliseconds, in which a thread that waits keeps the processor from the very thread that it
+waits for, and from the API process."""
 
 MAX_BACKOFF_S = 30.0
 
