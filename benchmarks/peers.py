@@ -127,10 +127,7 @@ def main(
     with console.status("making the model and its adapters, once"):
         w1.prepare(work, list(chosen.values()))
     here = [who for who in get_args(Who) if who in wanted and who not in skipped]
-    cells = {
-        name: {who: Cell() for who in here if who != "peft-merged" or one.traffic == "single"}
-        for name, one in chosen.items()
-    }
+    cells = {name: _cells(one, here) for name, one in chosen.items()}
     if check:
         check_all(run, chosen, cells, console)
     floors: list[Floor] = []
@@ -158,6 +155,12 @@ def main(
         measure_all(run, chosen, cells, console)
         report.write(outcome, results)  # what there is so far, should the next repeat be cut off
     console.print(f"{results / 'peers.md'} is written")
+
+
+def _cells(scenario: Scenario, contestants: list[Who]) -> dict[Who, Cell]:
+    """Of those that can run the scenario at all: only one adapter can be merged."""
+    single = scenario.traffic == "single"
+    return {who: Cell() for who in contestants if single or who != "peft-merged"}
 
 
 def _known(asked: list[str] | None, known: object, what: str) -> list[str]:
