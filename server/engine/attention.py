@@ -6,6 +6,7 @@ step's own metadata as the keyword argument `paged`.
 """
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,10 +57,12 @@ class PagedStep:
     kernels: NativeKernels | None = None
     triton: "AttentionStep | None" = None  # with it, all rows run on the Triton kernels
     contexts: Tensor = field(init=False)  # [chunks] int64, tokens of the sequence up to its end
+    starts: tuple[int, ...] = field(init=False)  # query_starts, without asking the device
     native: Step | None = field(init=False, default=None)  # for native layers
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.starts = tuple(accumulate((chunk.count for chunk in self.plan.chunks), initial=0))
         self.contexts = torch.tensor([chunk.start + chunk.count for chunk in self.plan.chunks])
         if self.kernels is not None:
             self.native = native_step(self.plan, self.contexts, self.cache.block_size)
@@ -149,12 +152,11 @@ def _attend_chunks(
 ) -> None:
     """Torch's form: decodes together, every other chunk by itself, over gathered keys."""
     plan, cache = paged.plan, paged.cache
-    starts, contexts = plan.query_starts.tolist(), paged.contexts.tolist()
     groups = [(0, plan.decodes)] if plan.decodes else []
     groups += [(i, i + 1) for i in range(plan.decodes, len(plan.chunks))]
     for first, last in groups:
-        span = slice(starts[first], starts[last])
-        width = -(-max(contexts[first:last]) // cache.block_size)
+        span = slice(paged.starts[first], paged.starts[last])
+        width = -(-int(paged.contexts[first:last].max()) // cache.block_size)
         keys, values = cache.read(layer, plan.block_tables[first:last, :width])
         mask = _mask(paged, first, span, last - first, keys.shape[1], window)
         grouped = rows[span].unflatten(0, (last - first, -1))

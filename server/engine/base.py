@@ -45,11 +45,15 @@ class LoadedBase:
     vocab_size: int
     max_positions: int
     eos_token_ids: frozenset[int]
-    layers: dict[int, LayerShape]
     attention: dict[int, AttentionFacts]
     linears: tuple[LinearGroup, ...]  # all modules that adapters can target
     kernels: NativeKernels | None  # what the model's own parts run on; None: torch alone
     parameters: int
+
+    @property
+    def layers(self) -> dict[int, LayerShape]:
+        """What each layer keeps per token."""
+        return {layer: facts.shape for layer, facts in self.attention.items()}
 
     @property
     def pads_rows(self) -> bool:
@@ -103,7 +107,6 @@ def load_base(
         vocab_size=model.get_input_embeddings().num_embeddings,
         max_positions=_max_positions(hf_config),
         eos_token_ids=_eos(folder, hf_config),
-        layers={layer: facts.shape for layer, facts in attention.items()},
         attention=attention,
         linears=linears,
         kernels=kernels,

@@ -20,10 +20,10 @@ AD_INLINE void fetch(const T *row, int64_t dim) {
 
 static constexpr int KEYS = 4;  // keys whose sums are held in registers at once
 
-// acc[h][i] += q[h] · row[i] over the whole vectors of `dim`; the first number that is left.
-template <int HS>
-AD_INLINE int64_t dot_keys(const float *q, int64_t dim, const float *const *row, vf (&acc)[HS][KEYS],
-                           int64_t d) {
+// acc[h][i] += q[h] · row[i] from `d` on, over whole vectors; the first number that is left.
+template <typename T, int HS>
+AD_INLINE int64_t dot_floats(const T *q, int64_t dim, const T *const *row, vf (&acc)[HS][KEYS],
+                             int64_t d) {
     for (; d + VL <= dim; d += VL) {
         vf ks[KEYS];
 #pragma GCC unroll 4
@@ -39,8 +39,15 @@ AD_INLINE int64_t dot_keys(const float *q, int64_t dim, const float *const *row,
 }
 
 template <int HS>
-AD_INLINE int64_t dot_keys(const bf16 *q, int64_t dim, const bf16 *const *row, vf (&acc)[HS][KEYS],
-                           int64_t d) {
+AD_INLINE int64_t dot_keys(const float *q, int64_t dim, const float *const *row,
+                           vf (&acc)[HS][KEYS]) {
+    return dot_floats(q, dim, row, acc, 0);
+}
+
+template <int HS>
+AD_INLINE int64_t dot_keys(const bf16 *q, int64_t dim, const bf16 *const *row,
+                           vf (&acc)[HS][KEYS]) {
+    int64_t d = 0;
 #ifdef AD_AVX512_BF16
     for (; d + 2 * VL <= dim; d += 2 * VL) {
         __m512bh ks[KEYS];
@@ -55,18 +62,7 @@ AD_INLINE int64_t dot_keys(const bf16 *q, int64_t dim, const bf16 *const *row, v
         }
     }
 #endif
-    for (; d + VL <= dim; d += VL) {
-        vf ks[KEYS];
-#pragma GCC unroll 4
-        for (int i = 0; i < KEYS; i++) ks[i] = load(row[i] + d);
-#pragma GCC unroll 4
-        for (int h = 0; h < HS; h++) {
-            const vf qs = load(q + h * dim + d);
-#pragma GCC unroll 4
-            for (int i = 0; i < KEYS; i++) acc[h][i] += qs * ks[i];
-        }
-    }
-    return d;
+    return dot_floats(q, dim, row, acc, d);
 }
 
 // scores[h][i] = scale · q[h] · row[i] for HS query heads, each key read once. `row` goes on to a
@@ -76,7 +72,7 @@ AD_INLINE void score(const T *q, int64_t dim, const T *const *row, int64_t run, 
                      float (*scores)[RUN]) {
     for (int64_t i = 0; i < run; i += KEYS) {
         vf acc[HS][KEYS] = {};
-        const int64_t whole = dot_keys<HS>(q, dim, row + i, acc, 0);
+        const int64_t whole = dot_keys<HS>(q, dim, row + i, acc);
 #pragma GCC unroll 4
         for (int h = 0; h < HS; h++) {
             float four[KEYS];
