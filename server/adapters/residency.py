@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from adapters_store.content import AdapterSource, BaseModel
 from adapters_store.errors import AdapterdError, AdapterLoadFailed
@@ -70,7 +71,9 @@ class Residency:
         self.host = HostCache(host_cache_bytes)
         self._ranks = [0] * slots
         self._reading: dict[str, Future[LoadedIn]] = {}
-        self._threads = ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="adapter-loader")
+        self._threads = ThreadPoolExecutor(
+            LOADER_THREADS, thread_name_prefix="adapter-loader", initializer=_use_one_core
+        )
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -183,3 +186,13 @@ class Residency:
             content, self._base, max_rank=self._max_rank, dtype=self._dtype
         )
         return LoadedIn(adapter, time.perf_counter() - started)
+
+
+def _use_one_core() -> None:
+    """Keeps OpenMP from giving this thread workers of its own.
+
+    They would be more than there are cores; libgomp then puts the step's workers to sleep between
+    loops, for good, and a step takes twice as long.
+    """
+    torch.get_num_threads()  # a thread's first use of torch sets torch's number, over this one
+    threadpool_limits(1, user_api="openmp")

@@ -65,25 +65,30 @@ AD_INLINE int64_t dot_keys(const bf16 *q, int64_t dim, const bf16 *const *row,
     return dot_floats(q, dim, row, acc, d);
 }
 
-// scores[h][i] = scale · q[h] · row[i] for HS query heads, each key read once. `row` goes on to a
-// whole number of KEYS.
+// What is left of a head after its whole vectors. By itself, for it is rare and long.
 template <typename T, int HS>
-AD_INLINE void score(const T *q, int64_t dim, const T *const *row, int64_t run, float scale,
+__attribute__((noinline)) static void score_rest(const T *q, int64_t dim, int64_t from,
+                                                 const T *const *row, int64_t run,
+                                                 float (*scores)[RUN]) {
+    for (int h = 0; h < HS; h++)
+        for (int64_t i = 0; i < run; i++)
+            for (int64_t d = from; d < dim; d++)
+                scores[h][i] += to_float(q[h * dim + d]) * to_float(row[i][d]);
+}
+
+// scores[h][i] = q[h] · row[i] for HS query heads, each key read once. `row` goes on to a whole
+// number of KEYS.
+template <typename T, int HS>
+AD_INLINE void score(const T *q, int64_t dim, const T *const *row, int64_t run,
                      float (*scores)[RUN]) {
+    int64_t whole = 0;
     for (int64_t i = 0; i < run; i += KEYS) {
         vf acc[HS][KEYS] = {};
-        const int64_t whole = dot_keys<HS>(q, dim, row + i, acc);
+        whole = dot_keys<HS>(q, dim, row + i, acc);
 #pragma GCC unroll 4
-        for (int h = 0; h < HS; h++) {
-            float four[KEYS];
-            sums(acc[h], four);
-            for (int n = 0; n < KEYS; n++) {
-                for (int64_t d = whole; d < dim; d++)
-                    four[n] += to_float(q[h * dim + d]) * to_float(row[i + n][d]);
-                scores[h][i + n] = four[n] * scale;
-            }
-        }
+        for (int h = 0; h < HS; h++) sums(acc[h], scores[h] + i);
     }
+    if (whole < dim) score_rest<T, HS>(q, dim, whole, row, run, scores);
 }
 
 // acc[h][0 … VECTORS·VL) += Σ weights[h][i] · row[i], for HS heads, each value read once.
@@ -118,15 +123,17 @@ AD_INLINE void attend_run(const ad_attention *p, const T *q, const T *const *key
                           float *acc) {
     const int64_t vd = p->value_dim, apart = sums_apart(p);
     float scores[HS][RUN];
-    score<T, HS>(q, p->key_dim, keys, run, p->scale, scores);
+    score<T, HS>(q, p->key_dim, keys, run, scores);
     for (int h = 0; h < HS; h++) {
+        for (int64_t i = 0; i < RUN; i += VL) store(scores[h] + i, load(scores[h] + i) * p->scale);
         if (p->softcap > 0)
             for (int64_t i = 0; i < run; i++)
                 scores[h][i] = p->softcap * tanhf(scores[h][i] / p->softcap);
-        float top = greatest[h];
-        for (int64_t i = 0; i < run; i++) top = scores[h][i] > top ? scores[h][i] : top;
         for (int64_t i = run; i < RUN; i++) scores[h][i] = -INFINITY;
         // A NaN score is never the greatest, but its weight is NaN and so is the whole row.
+        vf tops = splat(greatest[h]);
+        for (int64_t i = 0; i < RUN; i += VL) tops = vmax(load(scores[h] + i), tops);
+        const float top = greatest_of(tops);
         const float decay = expf(greatest[h] - top);
         vf sums = {};
         for (int64_t i = 0; i < RUN; i += VL) {

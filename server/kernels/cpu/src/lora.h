@@ -391,7 +391,7 @@ static void lora_add_of(const ad_lora *p) {
     if (products / THREAD_PRODUCTS < threads) threads = products / THREAD_PRODUCTS;
     if (threads < 1) threads = 1;
     if (threads == 1 || count >= 4 * threads) {
-        const int64_t run = count / (4 * threads) + 1;
+        const int64_t run = (count + 4 * threads - 1) / (4 * threads);
 #pragma omp parallel for schedule(dynamic, run) num_threads(threads) if (threads > 1)
         for (int64_t i = 0; i < count; i++) {
             static thread_local Scratch<float> own;
