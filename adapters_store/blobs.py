@@ -107,6 +107,12 @@ class OwnedBlobs(FolderBlobs):
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def digests(self) -> Iterator[str]:
+        """Of all versions at rest, in no order; some may come or go meanwhile."""
+        for folder in (self._root / "sha256").glob("*/*"):
+            if _DIGEST.fullmatch(folder.name):
+                yield folder.name
+
     def put(self, digest: str, package: Path) -> None:
         """Moves a durable package from staging into place, unless it rests there already.
 

@@ -1,6 +1,7 @@
-"""The database of names, versions and which version a name means now.
+"""The database of names, versions and what every alias means now.
 
-Here: Catalog, CatalogWriter, AdapterRecord, VersionRecord. Not here: files, digests' meaning.
+Here: Catalog, CatalogWriter. Not here: files, digests' meaning; rows as records (records.py), how
+aliases lie in their tables (aliases.py).
 
 SQLite runs with journal_mode=DELETE and synchronous=EXTRA, not WAL: a WAL database with several
 connections checkpointing at once could be corrupted before SQLite 3.51.3, and Python ships older
@@ -13,57 +14,49 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Row, Select, create_engine, event, func, select
+from sqlalchemy import URL, Connection, Engine, create_engine, event, select
 from sqlalchemy.exc import DatabaseError, OperationalError
 
+from adapters_store.aliases import CURRENT_TAG, Alias, AliasRows, Cause, Move, Target
 from adapters_store.content import AdapterFacts
 from adapters_store.errors import StoreCorrupt, Unavailable
-from adapters_store.schema import CURRENT, adapters, aliases, metadata, versions
+from adapters_store.migrations import upgrade
+from adapters_store.records import (
+    AdapterRecord,
+    VersionRecord,
+    adapter_record,
+    select_adapters,
+    select_versions,
+    version_record,
+)
+from adapters_store.schema import CURRENT, adapters, aliases, canaries, versions
+
+__all__ = ["AdapterRecord", "Catalog", "CatalogWriter", "VersionRecord"]
 
 BUSY_TIMEOUT_MS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class VersionRecord:
-    """One version of one name. `created_at` in Unix seconds."""
-
-    name: str
-    number: int
-    digest: str
-    facts: AdapterFacts
-    created_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterRecord:
-    """One name and the version it means now. `created_at` in Unix seconds."""
-
-    name: str
-    base: str
-    owner: str
-    current: VersionRecord
-    created_at: int
-    versions: int  # how many it has
 
 
 class Catalog:
     """Names and versions for one base model. Safe from several threads and processes.
 
     True at every commit: a name has at least one version and one current one among them; numbers
-    within a name are 1, 2, 3… in order of arrival; a digest appears once per name.
+    within a name rise in order of arrival, and a deleted one's is not given out again; a digest
+    appears once per name; an alias and its canary are versions of its own name.
     """
 
     def __init__(self, url: URL | str, *, base: str) -> None:
-        """Makes the tables if they are not there. Raises Unavailable, StoreCorrupt."""
+        """Makes the tables, or brings an older version's to this one's.
+
+        Raises Unavailable, StoreCorrupt.
+        """
         self._engine = _engine(url)
         self._base = base
         self._writing = threading.Lock()  # queues our threads fairly; SQLite's own wait is a poll
         try:
             with self._begin(write=True) as connection:
-                metadata.create_all(connection)
+                upgrade(connection)
         except DatabaseError as broken:
             raise StoreCorrupt(
                 f"the catalog at {self._engine.url.database} cannot be read: {broken.orig}; "
@@ -91,23 +84,39 @@ class Catalog:
 
     def versions(self, name: str) -> tuple[VersionRecord, ...]:
         """Oldest first; empty if there is no such name."""
-        query = _versions(self._base, name).order_by(versions.c.number)
+        query = select_versions(self._base, name).order_by(versions.c.number)
         with self._begin() as connection:
-            return tuple(_version_record(row) for row in connection.execute(query))
+            return tuple(version_record(row) for row in connection.execute(query))
 
     def versions_by_digest(self, name: str, prefix: str) -> tuple[VersionRecord, ...]:
         """The name's versions, at most two, whose digest starts with `prefix` (hex digits)."""
-        query = _versions(self._base, name).where(versions.c.digest.startswith(prefix)).limit(2)
+        query = (
+            select_versions(self._base, name).where(versions.c.digest.startswith(prefix)).limit(2)
+        )
         with self._begin() as connection:
-            return tuple(_version_record(row) for row in connection.execute(query))
+            return tuple(version_record(row) for row in connection.execute(query))
+
+    def alias(self, name: str, tag: str = CURRENT_TAG) -> Alias | None:
+        with self._begin() as connection:
+            return AliasRows(connection, self._base).find(name, tag)
+
+    def aliases(self, name: str) -> tuple[Alias, ...]:
+        """The bare name first, then by tag; empty if there is no such name."""
+        with self._begin() as connection:
+            return AliasRows(connection, self._base).all(name)
+
+    def moves(self, name: str, tag: str, *, limit: int) -> tuple[Move, ...]:
+        """Of one alias, the newest first; empty if there never was one."""
+        with self._begin() as connection:
+            return AliasRows(connection, self._base).moves(name, tag, limit=limit)
 
     def list(self, *, limit: int, after: str | None) -> tuple[AdapterRecord, ...]:
         """Up to `limit` adapters by name, those that come after the name `after`."""
-        query = _adapters(self._base).order_by(adapters.c.name).limit(limit)
+        query = select_adapters(self._base).order_by(adapters.c.name).limit(limit)
         if after is not None:
             query = query.where(adapters.c.name > after)
         with self._begin() as connection:
-            return tuple(_adapter_record(row) for row in connection.execute(query))
+            return tuple(adapter_record(row) for row in connection.execute(query))
 
     def check(self) -> tuple[str, ...]:
         """Recounts what must be true, by AssertionError; the digests of all bases' versions."""
@@ -117,21 +126,25 @@ class Catalog:
             for row in connection.execute(select(versions).order_by(versions.c.number)):
                 owned.setdefault(row.adapter_id, {})[row.number] = row.id
                 digests.add(row.digest)
-            current = {
-                row.adapter_id: row.version_id for row in connection.execute(select(aliases))
-            }
-            names = set(connection.execute(select(adapters.c.id)).scalars())
-        assert owned.keys() == names, "a name without versions, or versions without a name"
-        assert current.keys() == names, "a name without a current version"
+            pointers = [
+                (row.adapter_id, row.tag, row.version_id)
+                for table in (aliases, canaries)
+                for row in connection.execute(select(table))
+            ]
+            last = {row.id: row.last_number for row in connection.execute(select(adapters))}
+        assert owned.keys() == last.keys(), "a name without versions, or versions without a name"
+        current = {adapter_id for adapter_id, tag, _ in pointers if tag == CURRENT}
+        assert current == last.keys(), "a name without a current version"
+        for adapter_id, _, version_id in pointers:
+            assert version_id in owned[adapter_id].values(), "an alias means another name's version"
         for adapter_id, numbers in owned.items():
-            assert list(numbers) == list(range(1, len(numbers) + 1)), "numbers with a gap"
-            assert current[adapter_id] in numbers.values(), "another name's version is current"
+            assert max(numbers) <= last[adapter_id], "a number beyond those given out"
         return tuple(sorted(digests))
 
     def _first(self, condition: Any, name: str) -> VersionRecord | None:
         with self._begin() as connection:
-            row = connection.execute(_versions(self._base, name).where(condition)).first()
-        return _version_record(row) if row else None
+            row = connection.execute(select_versions(self._base, name).where(condition)).first()
+        return version_record(row) if row else None
 
     @contextmanager
     def _begin(self, *, write: bool = False) -> Iterator[Connection]:
@@ -150,23 +163,37 @@ class CatalogWriter:
     def __init__(self, connection: Connection, base: str) -> None:
         self._connection = connection
         self._base = base
+        self.aliases = AliasRows(connection, base)
 
     def adapter(self, name: str) -> AdapterRecord | None:
         return _adapter(self._connection, self._base, name)
 
+    def versions(self, name: str) -> tuple[VersionRecord, ...]:
+        """Oldest first; empty if there is no such name."""
+        query = select_versions(self._base, name).order_by(versions.c.number)
+        return tuple(version_record(row) for row in self._connection.execute(query))
+
     def version_of_digest(self, name: str, digest: str) -> VersionRecord | None:
-        query = _versions(self._base, name).where(versions.c.digest == digest)
+        query = select_versions(self._base, name).where(versions.c.digest == digest)
         row = self._connection.execute(query).first()
-        return _version_record(row) if row else None
+        return version_record(row) if row else None
 
     def add_version(
-        self, name: str, digest: str, facts: AdapterFacts, *, owner: str
+        self, name: str, digest: str, facts: AdapterFacts, *, owner: str, promote: bool = True
     ) -> VersionRecord:
-        """The name's next version, now its current one; a new name becomes `owner`'s."""
+        """The name's next version; a new name becomes `owner`'s.
+
+        The bare name means it from now on if `promote` is true, or it is the first.
+        """
         now = int(time.time())
         adapter_id = self._adapter_id(name, owner, now)
-        last = select(func.max(versions.c.number)).where(versions.c.adapter_id == adapter_id)
-        number = (self._connection.execute(last).scalar() or 0) + 1
+        mine = adapters.c.id == adapter_id
+        number = self._connection.execute(
+            adapters.update()
+            .where(mine)
+            .values(last_number=adapters.c.last_number + 1)
+            .returning(adapters.c.last_number)
+        ).scalar_one()
         insert = versions.insert().values(
             adapter_id=adapter_id,
             number=number,
@@ -178,19 +205,29 @@ class CatalogWriter:
             report=dict(facts.report),
             created_at=now,
         )
-        version_id = self._connection.execute(insert.returning(versions.c.id)).scalar_one()
-        self._move_alias(adapter_id, CURRENT, version_id)
+        self._connection.execute(insert)
+        if promote or number == 1:
+            self.aliases.point(adapter_id, CURRENT_TAG, Target(number), "upload")
         return VersionRecord(name, number, digest, facts, now)
+
+    def point(
+        self, name: str, tag: str, target: Target, cause: Cause, *, restores: int | None = None
+    ) -> None:
+        """Makes an alias of an existing name mean `target`, whose versions must exist."""
+        self.aliases.point(self._existing_id(name), tag, target, cause, restores=restores)
+
+    def remove_alias(self, name: str, tag: str, cause: Cause) -> None:
+        self.aliases.remove(self._existing_id(name), tag, cause)
+
+    def delete_version(self, name: str, number: int) -> None:
+        """Removes one version; no alias may point there any more."""
+        mine = (versions.c.adapter_id == self._existing_id(name)) & (versions.c.number == number)
+        self._connection.execute(versions.delete().where(mine))
 
     def delete_adapter(self, name: str) -> None:
         """Removes the name with its versions and aliases."""
         mine = (adapters.c.base == self._base) & (adapters.c.name == name)
         self._connection.execute(adapters.delete().where(mine))
-
-    def digests(self, name: str) -> tuple[str, ...]:
-        """Of all the name's versions, oldest first."""
-        query = _versions(self._base, name).order_by(versions.c.number)
-        return tuple(row.digest for row in self._connection.execute(query))
 
     def unreferred(self, digests: Sequence[str]) -> tuple[str, ...]:
         """Those digests that no version of any name, of any base, has."""
@@ -198,22 +235,22 @@ class CatalogWriter:
         referred = set(self._connection.execute(query).scalars())
         return tuple(digest for digest in digests if digest not in referred)
 
-    def _adapter_id(self, name: str, owner: str, now: int) -> int:
+    def _find_id(self, name: str) -> int | None:
         mine = (adapters.c.base == self._base) & (adapters.c.name == name)
-        found = self._connection.execute(select(adapters.c.id).where(mine)).scalar()
+        return self._connection.execute(select(adapters.c.id).where(mine)).scalar()
+
+    def _existing_id(self, name: str) -> int:
+        found = self._find_id(name)
+        assert found is not None, "the caller has seen this name in this transaction"
+        return found
+
+    def _adapter_id(self, name: str, owner: str, now: int) -> int:
+        found = self._find_id(name)
         if found is not None:
             return found
         values = {"base": self._base, "name": name, "owner": owner, "created_at": now}
         insert = adapters.insert().values(values).returning(adapters.c.id)
         return self._connection.execute(insert).scalar_one()
-
-    def _move_alias(self, adapter_id: int, tag: str, version_id: int) -> None:
-        mine = (aliases.c.adapter_id == adapter_id) & (aliases.c.tag == tag)
-        moved = self._connection.execute(aliases.update().where(mine).values(version_id=version_id))
-        if moved.rowcount == 0:
-            self._connection.execute(
-                aliases.insert().values(adapter_id=adapter_id, tag=tag, version_id=version_id)
-            )
 
 
 def _engine(url: URL | str) -> Engine:
@@ -241,54 +278,6 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-def _versions(base: str, name: str) -> Select[Any]:
-    return (
-        select(versions, adapters.c.name)
-        .join(adapters, versions.c.adapter_id == adapters.c.id)
-        .where(adapters.c.base == base, adapters.c.name == name)
-    )
-
-
-def _adapters(base: str) -> Select[Any]:
-    """Adapters with their current version, and how many versions they have."""
-    count = (
-        select(func.count())
-        .where(versions.c.adapter_id == adapters.c.id)
-        .correlate(adapters)
-        .scalar_subquery()
-    )
-    current = versions.alias("current")
-    return (
-        select(
-            current,
-            adapters.c.name,
-            adapters.c.base,
-            adapters.c.owner,
-            adapters.c.created_at.label("adapter_created_at"),
-            count.label("version_count"),
-        )
-        .join(aliases, (aliases.c.adapter_id == adapters.c.id) & (aliases.c.tag == CURRENT))
-        .join(current, current.c.id == aliases.c.version_id)
-        .where(adapters.c.base == base)
-    )
-
-
 def _adapter(connection: Connection, base: str, name: str) -> AdapterRecord | None:
-    row = connection.execute(_adapters(base).where(adapters.c.name == name)).first()
-    return _adapter_record(row) if row else None
-
-
-def _adapter_record(row: Row[Any]) -> AdapterRecord:
-    return AdapterRecord(
-        name=row.name,
-        base=row.base,
-        owner=row.owner,
-        current=_version_record(row),
-        created_at=row.adapter_created_at,
-        versions=row.version_count,
-    )
-
-
-def _version_record(row: Row[Any]) -> VersionRecord:
-    facts = AdapterFacts(row.kind, row.rank, tuple(row.target_modules), row.bytes, row.report)
-    return VersionRecord(row.name, row.number, row.digest, facts, row.created_at)
+    row = connection.execute(select_adapters(base).where(adapters.c.name == name)).first()
+    return adapter_record(row) if row else None

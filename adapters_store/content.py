@@ -27,6 +27,7 @@ class BaseModel:
     digest: str
     architecture: str
     modules: Mapping[str, LinearShape]
+    norms: Mapping[str, float] = field(default_factory=dict)  # Frobenius, of each one's weight
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,12 @@ AdapterdError
 ├── MethodNotAllowed            the path exists, the verb does not
 ├── NotFound                    no such route or object
 │   ├── ModelNotFound           a completion named an adapter or model that is not there
-│   └── AdapterNotFound         an adapter route named an adapter that is not there
+│   ├── AdapterNotFound         an adapter route named an adapter that is not there
+│   └── AliasNotFound           the adapter is there, but has no such alias
 ├── Conflict                    the state forbids it
-│   └── NameReserved            the name belongs to the base model
+│   ├── NameReserved            the name belongs to the base model
+│   ├── AliasMoved              an alias does not mean what the caller expected it to
+│   └── VersionInUse            an alias means the version that was to be deleted
 ├── Overloaded                  too much waiting; try again later
 ├── Unavailable                 a part of the server cannot answer now; try again later
 │   ├── EngineUnavailable       the engine is starting, restarting or stopped
@@ -108,6 +111,12 @@ class AdapterNotFound(NotFound):
     code = "adapter_not_found"
 
 
+class AliasNotFound(NotFound):
+    """The adapter is there, but has no alias of this tag."""
+
+    code = "alias_not_found"
+
+
 class Conflict(AdapterdError):
     """The present state forbids what was asked."""
 
@@ -118,6 +127,18 @@ class NameReserved(Conflict):
     """The name belongs to the base model."""
 
     code = "name_reserved"
+
+
+class AliasMoved(Conflict):
+    """An alias does not mean what the caller expected it to: somebody else moved it."""
+
+    code = "alias_moved"
+
+
+class VersionInUse(Conflict):
+    """An alias means the version that was to be deleted; the message says which."""
+
+    code = "version_in_use"
 
 
 class Overloaded(AdapterdError):

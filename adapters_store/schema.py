@@ -1,13 +1,16 @@
 """The catalog's tables. Plain SQL types, so that SQLite and PostgreSQL hold the same.
 
-Here: tables. Not here: queries, connections.
+Here: tables, as the newest migration leaves them; a test compares the two. Not here: queries,
+connections, how older catalogs become this (migrations/).
 """
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Integer,
     MetaData,
     String,
@@ -27,6 +30,8 @@ adapters = Table(
     Column("name", String(63), nullable=False),
     Column("owner", String(255), nullable=False),
     Column("created_at", BigInteger, nullable=False),  # Unix seconds
+    # The highest version number ever given out: a deleted version's is never given to another.
+    Column("last_number", Integer, nullable=False, server_default="0"),
     UniqueConstraint("base", "name"),
 )
 
@@ -35,7 +40,7 @@ versions = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("adapter_id", ForeignKey("adapters.id", ondelete="CASCADE"), nullable=False),
-    Column("number", Integer, nullable=False),  # 1, 2, 3… within the adapter
+    Column("number", Integer, nullable=False),  # 1, 2, 3… within the adapter; deleted ones lack
     Column("digest", String(64), nullable=False, index=True),
     Column("kind", String(63), nullable=False),
     Column("rank", Integer, nullable=False),
@@ -53,4 +58,35 @@ aliases = Table(
     Column("adapter_id", ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True),
     Column("tag", String(63), primary_key=True),  # CURRENT, or a tag of its own
     Column("version_id", ForeignKey("versions.id", ondelete="CASCADE"), nullable=False),
+)
+
+# The second version of an alias that has two, and which share of requests it gets.
+canaries = Table(
+    "canaries",
+    metadata,
+    Column("adapter_id", Integer, primary_key=True),
+    Column("tag", String(63), primary_key=True),
+    Column("version_id", ForeignKey("versions.id", ondelete="CASCADE"), nullable=False),
+    Column("weight", Float, nullable=False),  # 0 < weight < 1
+    ForeignKeyConstraint(
+        ["adapter_id", "tag"], ["aliases.adapter_id", "aliases.tag"], ondelete="CASCADE"
+    ),
+)
+
+# What every alias meant, move by move. Numbers and digests are copies: a move is remembered after
+# its version was deleted.
+alias_moves = Table(
+    "alias_moves",
+    metadata,
+    Column("adapter_id", ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True),
+    Column("tag", String(63), primary_key=True),
+    Column("move", Integer, primary_key=True),  # 1, 2, 3… of this alias
+    Column("cause", String(15), nullable=False),  # "upload", "move", "rollback", "delete"
+    Column("restores", Integer, nullable=False),  # the move whose state this is; of most, itself
+    Column("number", Integer),  # of the version; NULL: the alias was removed
+    Column("digest", String(64)),
+    Column("canary_number", Integer),
+    Column("canary_digest", String(64)),
+    Column("canary_weight", Float),
+    Column("moved_at", BigInteger, nullable=False),  # Unix seconds
 )

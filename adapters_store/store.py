@@ -14,16 +14,26 @@ from typing import BinaryIO
 
 from sqlalchemy import URL
 
+from adapters_store.aliases import Alias
+from adapters_store.aliasing import (
+    NAME,
+    AliasBook,
+    aliases_of,
+    not_found,
+    parse_name,
+    release_version,
+)
 from adapters_store.blobs import OwnedBlobs
 from adapters_store.catalog import AdapterRecord, Catalog, VersionRecord
 from adapters_store.checks import check_tensors
 from adapters_store.content import AdapterFacts, Check
 from adapters_store.errors import (
-    AdapterNotFound,
+    AdapterdError,
     Conflict,
     InvalidRequest,
     NameReserved,
     Unavailable,
+    VersionInUse,
 )
 from adapters_store.members import DEFAULT_LIMITS, UploadedFile, UploadLimits
 from adapters_store.package import load_package, sync_folder, write_package
@@ -33,7 +43,7 @@ from adapters_store.upload import receive
 
 __all__ = ["AdapterStore", "Published", "UploadLimits", "UploadedFile"]
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+GC_BATCH = 100  # versions looked at in one write transaction: others write in between
 _NUMBER = re.compile(r"[1-9][0-9]{0,6}")
 _DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}")
 
@@ -71,6 +81,7 @@ class AdapterStore:
         sync_folder(data_dir)
         url = URL.create("sqlite", database=str(data_dir / "catalog.sqlite3"))
         self._catalog = Catalog(url, base=base_name)
+        self.aliases = AliasBook(self._catalog)
 
     @property
     def blob_root(self) -> Path:
@@ -88,11 +99,13 @@ class AdapterStore:
         *,
         check: Check,
         owner: str = "default",
+        promote: bool = True,
     ) -> Published:
-        """Validates an upload and makes it the name's current version, unless it has it already.
+        """Validates an upload and makes it a version of `name`, unless it has it already.
 
-        Content that the name has as an older version is answered with that version; what the
-        name means stays as it is. Memory does not grow with the upload: it is streamed, and
+        The name means it from now on, unless `promote` is false and the name has others. Content
+        that the name has as an older version is answered with that version; what the name means
+        stays as it is. Memory does not grow with the upload: it is streamed, and
         `check` gets memory-mapped tensors. Raises InvalidRequest, NameReserved, InvalidAdapter,
         TooLarge, Conflict (another owner's name), Unavailable (no room on the disk).
         """
@@ -103,46 +116,35 @@ class AdapterStore:
             digest = write_package(received.config, received.weights, package)
             received.weights.unlink()
             facts = _checked(package, digest, check)
-            version, created = self._commit(name, digest, package, facts, owner)
+            version, created = self._commit(name, digest, package, facts, owner, promote)
         return Published(version, created, received.ignored)
 
-    def resolve(self, reference: str) -> VersionRecord:
-        """The version that `name`, `name@<number>` or `name@<digest prefix>` means now.
+    def resolve(self, reference: str, *, key: str | None = None) -> VersionRecord:
+        """The version that `name`, `name:tag`, `name@<number>` or `name@<digest prefix>` means now.
 
-        A prefix is 8 to 64 hex digits. Raises AdapterNotFound; InvalidRequest if the part after
-        @ is neither, or fits several versions.
+        A prefix is 8 to 64 hex digits. `key` says for whom, where an alias means two versions.
+        Raises AdapterNotFound, AliasNotFound; InvalidRequest if the part after @ is neither, or
+        fits several versions.
         """
-        name, at, version = reference.partition("@")
-        if not at:
-            return self.get(name).current
-        if not NAME.fullmatch(name):
-            raise _not_found(reference)
-        if _NUMBER.fullmatch(version):
-            found = self._catalog.version(name, int(version))
-        elif _DIGEST_PREFIX.fullmatch(version):
-            found = self._by_digest(name, version)
-        else:
-            raise InvalidRequest(
-                f"{shorten(version)} names no version; use a number or 8 to 64 hex digits of its "
-                "digest"
-            )
-        if found is None:
-            raise _not_found(reference)
-        return found
+        return self._find(reference).chosen(key)
+
+    def show(self, reference: str) -> VersionRecord:
+        """The same, but of an alias that means two versions always the first."""
+        return self._find(reference).version
 
     def get(self, name: str) -> AdapterRecord:
         """Raises AdapterNotFound."""
         # Only a name that could exist reaches the database: others may not even be text to it.
         record = self._catalog.adapter(name) if NAME.fullmatch(name) else None
         if record is None:
-            raise _not_found(name)
+            raise not_found(name)
         return record
 
     def versions(self, name: str) -> tuple[VersionRecord, ...]:
         """Oldest first. Raises AdapterNotFound."""
         found = self._catalog.versions(name) if NAME.fullmatch(name) else ()
         if not found:
-            raise _not_found(name)
+            raise not_found(name)
         return found
 
     def list(
@@ -158,21 +160,76 @@ class AdapterStore:
         found = self._catalog.list(limit=limit + 1, after=after)
         return found[:limit], len(found) > limit
 
-    def delete(self, name: str) -> AdapterRecord:
+    def delete(self, name: str, *, force: bool = False) -> AdapterRecord:
         """Removes a name and its versions, and the files that no other name shares.
 
-        Returns what it was. Raises AdapterNotFound.
+        Returns what it was. Raises AdapterNotFound, and VersionInUse where it has tags, unless
+        `force` is true.
         """
         with self._catalog.write() as writer:
             record = writer.adapter(name) if NAME.fullmatch(name) else None
             if record is None:
-                raise _not_found(name)
-            digests = writer.digests(name)
+                raise not_found(name)
+            tags = [f"{name}:{alias.tag}" for alias in writer.aliases.all(name)[1:]]
+            if tags and not force:
+                raise VersionInUse(
+                    f"{name} has the aliases {', '.join(tags)}; remove them first, or force this",
+                    param="force",
+                )
+            digests = [version.digest for version in writer.versions(name)]
             writer.delete_adapter(name)
-        with self._catalog.write() as writer:
-            for digest in writer.unreferred(digests):
-                self._blobs.delete(digest)
+        self._remove_unreferred(digests)
         return record
+
+    def delete_version(self, name: str, number: int, *, force: bool = False) -> VersionRecord:
+        """Removes one version, and its files if no other name shares them; returns what it was.
+
+        Raises AdapterNotFound, and VersionInUse where an alias means it. With `force`, the bare
+        name goes to the newest version that is left, a canary's other version takes all, and other
+        aliases of it are removed. A name's only version goes with its name: `delete`.
+        """
+        with self._catalog.write() as writer:
+            found = (
+                {one.number: one for one in writer.versions(name)} if NAME.fullmatch(name) else {}
+            )
+            version = found.pop(number, None)
+            if version is None:
+                raise not_found(f"{name}@{number}")
+            users = aliases_of(writer, name, number)
+            if not found:
+                raise VersionInUse(f"{name} has no other version; delete {name} itself")
+            if users and not force:
+                raise VersionInUse(
+                    f"{', '.join(users)} mean version {number} of {name}; move them first, or "
+                    "force this",
+                    param="force",
+                )
+            release_version(writer, name, number, list(found))
+            writer.delete_version(name, number)
+        self._remove_unreferred([version.digest])
+        return version
+
+    def collect_garbage(self) -> tuple[str, ...]:
+        """Removes files of versions that no name has; returns their digests.
+
+        Such are left by a crash between files and row. Safe beside uploads: files are put and
+        rows committed in one write transaction, and these are looked for in another.
+        """
+        removed: list[str] = []
+        digests = list(self._blobs.digests())
+        for start in range(0, len(digests), GC_BATCH):
+            removed += self._remove_unreferred(digests[start : start + GC_BATCH])
+        return tuple(removed)
+
+    def verify(self) -> Iterator[tuple[str, AdapterdError | None]]:
+        """Reads every version's files again: its digest, and what is wrong with it, if anything."""
+        for digest in self._catalog.check():
+            try:
+                self._blobs.verified(digest)
+            except AdapterdError as fault:
+                yield digest, fault
+            else:
+                yield digest, None
 
     def write_zip(self, digest: str, out: BinaryIO) -> None:
         """Writes the version as a PEFT zip, the same bytes each time, after checking its files.
@@ -183,15 +240,43 @@ class AdapterStore:
         try:
             write_package_zip(package, out, base_name=self._base_name)
         except FileNotFoundError:
-            raise _not_found(digest) from None  # deleted since it was checked
+            raise not_found(digest) from None  # deleted since it was checked
 
     def check(self) -> None:
         """Recounts that every version in the catalog has its files, whole; reads all of them.
 
         Raises AssertionError, AdapterNotFound, StoreCorrupt.
         """
-        for digest in self._catalog.check():
-            self._blobs.verified(digest)
+        for _, fault in self.verify():
+            if fault is not None:
+                raise fault
+
+    def _remove_unreferred(self, digests: Sequence[str]) -> tuple[str, ...]:
+        with self._catalog.write() as writer:
+            removed = writer.unreferred(digests)
+            for digest in removed:
+                self._blobs.delete(digest)
+        return removed
+
+    def _find(self, reference: str) -> Alias:
+        """What a reference means; an exact version as an alias of its own."""
+        name, at, version = reference.partition("@")
+        if not at:
+            return self.aliases.get(*parse_name(reference))
+        if not NAME.fullmatch(name):
+            raise not_found(reference)
+        if _NUMBER.fullmatch(version):
+            found = self._catalog.version(name, int(version))
+        elif _DIGEST_PREFIX.fullmatch(version):
+            found = self._by_digest(name, version)
+        else:
+            raise InvalidRequest(
+                f"{shorten(version)} names no version; use a number or 8 to 64 hex digits of its "
+                "digest"
+            )
+        if found is None:
+            raise not_found(reference)
+        return Alias(name, version, found)
 
     def _by_digest(self, name: str, prefix: str) -> VersionRecord | None:
         matches = self._catalog.versions_by_digest(name, prefix)
@@ -214,14 +299,20 @@ class AdapterStore:
             )
 
     def _commit(
-        self, name: str, digest: str, package: Path, facts: AdapterFacts, owner: str
+        self,
+        name: str,
+        digest: str,
+        package: Path,
+        facts: AdapterFacts,
+        owner: str,
+        promote: bool,
     ) -> tuple[VersionRecord, bool]:
         with self._catalog.write() as writer:
             adapter = writer.adapter(name)
             if adapter is not None and adapter.owner != owner:
                 raise Conflict(f"the name {shorten(name)} is taken; choose another", param="name")
             known = writer.version_of_digest(name, digest)
-            version = known or writer.add_version(name, digest, facts, owner=owner)
+            version = known or writer.add_version(name, digest, facts, owner=owner, promote=promote)
             self._blobs.put(digest, package)  # also mends a damaged version that is known
         return version, known is None
 
@@ -245,7 +336,3 @@ def _checked(package: Path, digest: str, check: Check) -> AdapterFacts:
     content = load_package(package, digest)
     check_tensors(content)
     return check(content)
-
-
-def _not_found(reference: str) -> AdapterNotFound:
-    return AdapterNotFound(f"no adapter is named {shorten(reference)}")

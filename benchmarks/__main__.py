@@ -16,6 +16,7 @@ from benchmarks.http import command as http
 
 LATE = {
     "speculative": "Measures decoding with guesses from the text itself, and without.",
+    "fleet": "Measures a server with thousands of adapters.",
     "profile": "Takes a decode step apart: what each part takes, and would at least.",
 }
 

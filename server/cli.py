@@ -23,7 +23,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from adapters_store.errors import AdapterdError
-from server import __version__
+from server import __version__, cli_import, cli_versions
+from server.cli_options import DEFAULT_SERVER, AsJson, Name, Server
 from server.cli_settings import human_bytes, takes_settings
 from server.config import SettingsError, load_settings
 from server.http_client import Completion, ServerClient, ServerError, peft_files
@@ -41,18 +42,11 @@ app = typer.Typer(
 )
 adapters = typer.Typer(no_args_is_help=True, help="Upload, list, show, download, delete adapters.")
 demo_app = typer.Typer(no_args_is_help=True, help="The embedded base model and its adapters.")
+cli_versions.add_to(adapters)
+cli_import.add_to(adapters)
 app.add_typer(adapters, name="adapters")
 app.add_typer(demo_app, name="demo")
 
-Server = Annotated[
-    str,
-    typer.Option(
-        "--server", envvar="ADAPTERD_SERVER", metavar="URL", help="The server to talk to."
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON as the server gave it.")]
-Name = Annotated[str, typer.Argument(help="The adapter's name.", show_default=False)]
-DEFAULT_SERVER = "http://127.0.0.1:8000"
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks" / "peers.py"  # in a checkout only
 
 
@@ -268,16 +262,26 @@ def pull(
 
 @adapters.command()
 def rm(
-    name: Name,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME[:TAG|@VERSION]",
+            help="An adapter, or one of its aliases or versions.",
+            show_default=False,
+        ),
+    ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also what aliases mean, and the aliases.")
+    ] = False,
     server: Server = DEFAULT_SERVER,
 ) -> None:
-    """Delete an adapter and all its versions."""
+    """Delete an adapter with all its versions, one version of it, or one alias."""
     with ServerClient(server) as client:
         client.adapter(name)  # an unknown name is said before anything is asked
         if not yes:
             typer.confirm(f"Delete {name} from {client.url}?", abort=True)
-        client.remove(name)
+        client.remove(name, force=force)
     print(f"{name} is deleted")
 
 

@@ -21,10 +21,13 @@ READ_S = 600.0  # a queued request may wait long for its first token
 class ServerError(Exception):
     """What was asked did not happen. `message` is one line for a person, with the remedy."""
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, status: int | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param  # the request's field at fault, if the server named one
+        self.status = status  # HTTP's; None: no server answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,16 @@ class ServerClient:
     def adapter(self, name: str) -> dict[str, Any]:
         return self._json("GET", _adapter_path(name))
 
+    def has(self, reference: str) -> bool:
+        """Whether the server knows `name` or `name@version`."""
+        try:
+            self.adapter(reference)
+        except ServerError as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
     def push(self, name: str, files: Sequence[tuple[str, BinaryIO]]) -> tuple[bool, dict[str, Any]]:
         """Upload; (whether it is new, the adapter). One archive, or a PEFT folder's files."""
         part = "file" if len(files) == 1 else "files"
@@ -95,8 +108,52 @@ class ServerClient:
             for chunk in response.iter_bytes():
                 into.write(chunk)
 
-    def remove(self, name: str) -> None:
-        self._send("DELETE", _adapter_path(name))
+    def remove(self, reference: str, *, force: bool = False) -> None:
+        """An adapter by `name`, a version by `name@version`, an alias by `name:tag`."""
+        name, at, version = reference.partition("@")
+        path = _adapter_path(name)
+        if at:
+            path += "/versions/" + quote(version, safe="")
+        elif ":" in name:
+            path = _alias_path(name)
+        self._send("DELETE", path, params={"force": "true"} if force else {})
+
+    def versions(self, name: str) -> list[dict[str, Any]]:
+        """Oldest first."""
+        return self._json("GET", _adapter_path(name) + "/versions")["data"]
+
+    def aliases(self, name: str) -> list[dict[str, Any]]:
+        """The bare name's first."""
+        return self._json("GET", _adapter_path(name) + "/aliases")["data"]
+
+    def alias(self, reference: str) -> dict[str, Any]:
+        """What `name` or `name:tag` means."""
+        return self._json("GET", _alias_path(reference))
+
+    def move_alias(
+        self, reference: str, body: dict[str, Any], expected: int | None
+    ) -> dict[str, Any]:
+        """`body` as PUT …/aliases/{tag} takes it; `expected` None: whatever it means now."""
+        if expected is not None:
+            body = body | {"expected_version": expected}
+        return self._json("PUT", _alias_path(reference), json=body)
+
+    def history(self, reference: str) -> list[dict[str, Any]]:
+        """The alias's latest moves, the newest first."""
+        path = _alias_path(reference) + "/history"
+        return self._json("GET", path, params={"limit": "1000"})["data"]
+
+    def roll_back(self, reference: str, expected: int | None) -> dict[str, Any]:
+        params = {} if expected is None else {"expected_version": str(expected)}
+        return self._json("POST", _alias_path(reference) + "/rollback", params=params)
+
+    def collect_garbage(self) -> list[str]:
+        """Digests of what was removed."""
+        return self._json("POST", "/v1/store/gc")["removed"]
+
+    def verify(self) -> dict[str, Any]:
+        """`checked`, a count, and `faults`."""
+        return self._json("POST", "/v1/store/verify")
 
     def complete(self, ask: Completion) -> Iterator[str]:
         """The answer's text, piece by piece as it is generated."""
@@ -164,6 +221,11 @@ def _adapter_path(name: str) -> str:
     return "/v1/adapters/" + quote(name, safe="")
 
 
+def _alias_path(reference: str) -> str:
+    name, _, tag = reference.partition(":")
+    return f"{_adapter_path(name)}/aliases/{quote(tag or 'current', safe='')}"
+
+
 def _body(response: httpx2.Response) -> Any:
     try:
         return response.json()
@@ -175,8 +237,9 @@ def _as_error(body: Any, status: int | None) -> ServerError:
     """The server's own message; if the answer is not in its form, what came instead."""
     error = body.get("error") if isinstance(body, dict) else None
     if isinstance(error, dict) and isinstance(error.get("message"), str):
-        return ServerError(error["message"], param=error.get("param"))
-    return ServerError(f"the answer was HTTP {status}, not adapterd's. Is --server right?")
+        return ServerError(error["message"], param=error.get("param"), status=status)
+    message = f"the answer was HTTP {status}, not adapterd's. Is --server right?"
+    return ServerError(message, status=status)
 
 
 def peft_files(path: Path) -> list[Path]:

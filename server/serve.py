@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from rich.console import Console
+from uvicorn.loops.auto import auto_loop_factory
 
 import demo
 from adapters_store.errors import (
@@ -65,7 +66,8 @@ def run(settings: Settings) -> int:
                 "behind something that has",
                 settings.host,
             )
-        return asyncio.run(_serve(settings, listener))
+        with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # uvloop's where it is
+            return runner.run(_serve(settings, listener))
 
 
 class StopSignals:

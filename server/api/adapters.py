@@ -19,6 +19,7 @@ from adapters_store.catalog import AdapterRecord, VersionRecord
 from adapters_store.content import AdapterContent, AdapterFacts
 from adapters_store.errors import InvalidRequest
 from adapters_store.store import UploadedFile
+from server.api.aliases import alias_object
 from server.api.bodies import limited, require_content_type
 from server.api.services import AnyTime, Services, WhileOpen
 
@@ -37,6 +38,8 @@ def router() -> APIRouter:
     routes.get("")(list_adapters)
     routes.get("/{name}")(show)
     routes.get("/{name}/versions")(versions)
+    routes.get("/{name}/versions/{version}")(show_version)
+    routes.delete("/{name}/versions/{version}")(delete_version)
     routes.get("/{name}/download", response_model=None)(download)
     routes.delete("/{name}")(delete)
     return routes
@@ -47,18 +50,20 @@ async def upload(request: Request, services: WhileOpen) -> Response:
     base = services.base_model()
     form = await _read_form(request, services)
     try:
-        name, files = _fields(form)
+        name, files, promote = _fields(form)
 
         def check(content: AdapterContent) -> AdapterFacts:
             return services.check(content, base)
 
         async with services.bulk:
-            published = await asyncio.to_thread(services.store.publish, name, files, check=check)
+            published = await asyncio.to_thread(
+                services.store.publish, name, files, check=check, promote=promote
+            )
         record = await asyncio.to_thread(services.store.get, name)
     finally:
         await form.close()
     services.metrics.learn_name(published.version.digest, name)
-    body = _object(services, record, published.version)
+    body = adapter_object(services, record, published.version)
     body["ignored_files"] = list(published.ignored_files)
     return JSONResponse(body, status_code=201 if published.created else 200)
 
@@ -81,14 +86,18 @@ async def _read_form(request: Request, services: Services) -> FormData:
             raise InvalidRequest(f"multipart body: {error.message}") from None
 
 
-def _fields(form: FormData) -> tuple[str, list[UploadedFile]]:
-    """`name`, and the parts of `file` and `files`."""
-    names, files = [], []
+def _fields(form: FormData) -> tuple[str, list[UploadedFile], bool]:
+    """`name`, the parts of `file` and `files`, and `promote`."""
+    names, files, promote = [], [], True
     for key, value in form.multi_items():
         if key in ("file", "files") and isinstance(value, UploadFile):
             files.append(UploadedFile(value.filename or "", value.file))
         elif key == "name" and isinstance(value, str):
             names.append(value)
+        elif key == "promote":
+            if value not in ("true", "false"):
+                raise InvalidRequest("promote must be true or false", param="promote")
+            promote = value == "true"
         elif key in ("name", "file", "files"):
             kind = "a text field" if key == "name" else "a file, with a filename"
             raise InvalidRequest(f"{key} must be {kind}", param=key)
@@ -101,34 +110,56 @@ def _fields(form: FormData) -> tuple[str, list[UploadedFile]]:
             "file is required: a .zip or .tar.gz of a PEFT folder, or its files as several 'files'",
             param="file",
         )
-    return names[0], files
+    return names[0], files, promote
 
 
 async def list_adapters(services: AnyTime, limit: Limit = 100, after: str | None = None) -> Json:
     """By name, a page at a time."""
     records, more = await asyncio.to_thread(services.store.list, limit=limit, after=after)
-    data = [_object(services, record, record.current) for record in records]
+    data = [adapter_object(services, record, record.current) for record in records]
     return {"object": "list", "data": data, "has_more": more}
 
 
 async def show(name: str, services: AnyTime) -> Json:
     """The adapter and its current version, or the one that `name` says. Raises AdapterNotFound."""
-    version = await asyncio.to_thread(services.store.resolve, name)
+    version = await asyncio.to_thread(services.store.show, name)
     record = await asyncio.to_thread(services.store.get, version.name)
-    return _object(services, record, version)
+    aliases = await asyncio.to_thread(services.store.aliases.list, version.name)
+    shown = [alias_object(alias) for alias in aliases]
+    return adapter_object(services, record, version) | {"aliases": shown}
 
 
 async def versions(name: str, services: AnyTime) -> Json:
     """All its versions. Raises AdapterNotFound."""
     record = await asyncio.to_thread(services.store.get, name)
     found = await asyncio.to_thread(services.store.versions, name)
-    data = [_object(services, record, version) for version in found]
+    data = [adapter_object(services, record, version) for version in found]
     return {"object": "list", "data": data, "has_more": False}
+
+
+async def show_version(name: str, version: str, services: AnyTime) -> Json:
+    """One version, by number or digest prefix, with its load report. Raises AdapterNotFound."""
+    found = await asyncio.to_thread(services.store.show, f"{name}@{version}")
+    record = await asyncio.to_thread(services.store.get, found.name)
+    return adapter_object(services, record, found)
+
+
+async def delete_version(name: str, version: str, services: WhileOpen, force: bool = False) -> Json:
+    """Removes one version; running requests finish on it. Raises AdapterNotFound, VersionInUse."""
+    store = services.store
+    found = await asyncio.to_thread(store.show, f"{name}@{version}")
+    await asyncio.to_thread(store.delete_version, name, found.number, force=force)
+    return {
+        "id": f"{name}@{found.number}",
+        "object": "adapter.version.deleted",
+        "digest": found.digest,
+        "deleted": True,
+    }
 
 
 async def download(name: str, services: AnyTime) -> Response:
     """A zip that PEFT loads; `name` may say which version. Raises AdapterNotFound."""
-    version = await asyncio.to_thread(services.store.resolve, name)
+    version = await asyncio.to_thread(services.store.show, name)
     out = await asyncio.to_thread(tempfile.TemporaryFile)
     try:
         async with services.bulk:
@@ -152,13 +183,14 @@ async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def delete(name: str, services: WhileOpen) -> Json:
-    """Removes the adapter; running requests finish on it. Raises AdapterNotFound."""
-    await asyncio.to_thread(services.store.delete, name)
+async def delete(name: str, services: WhileOpen, force: bool = False) -> Json:
+    """Removes the adapter; running requests finish on it. Raises AdapterNotFound, VersionInUse."""
+    await asyncio.to_thread(services.store.delete, name, force=force)
     return {"id": name, "object": "adapter.deleted", "deleted": True}
 
 
-def _object(services: Services, record: AdapterRecord, version: VersionRecord) -> Json:
+def adapter_object(services: Services, record: AdapterRecord, version: VersionRecord) -> Json:
+    """One version of an adapter, as every route shows it."""
     facts = version.facts
     return {
         "id": record.name,

@@ -9,7 +9,8 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 
 from adapters_store.store import AdapterStore
-from server.api import adapters, errors, health, openai
+from server.api import adapters, aliases, compare, errors, health, openai
+from server.api import store as store_routes
 from server.api.middleware import RequestEnvelope
 from server.api.services import AdapterCheck, Admission, ApiLimits, Engine, Services
 from server.api.text import TextCodec
@@ -56,6 +57,6 @@ def create_app(
     )
     errors.install(app)
     app.add_middleware(RequestEnvelope)
-    for part in (openai, adapters, health):
+    for part in (openai, adapters, aliases, compare, store_routes, health):
         app.include_router(part.router())
     return app

@@ -15,6 +15,7 @@ from adapters_store.catalog import VersionRecord
 from adapters_store.errors import (
     AdapterdError,
     AdapterNotFound,
+    AliasNotFound,
     ContextLengthExceeded,
     EngineUnavailable,
     InvalidRequest,
@@ -89,12 +90,12 @@ async def prepare(services: Services, wanted: Wanted, *, request_id: str) -> Gen
 
 async def _resolve(services: Services, wanted: Wanted) -> VersionRecord | None:
     """The version that `model` and `adapter_id` name between them; None for the base."""
-    by_model = None
+    by_model, key = None, wanted.sticky_key
     if wanted.model != services.base_name:
-        by_model = await _version(services, wanted.model, param="model")
-    if wanted.adapter_id is None:
+        by_model = await _version(services, wanted.model, key, param="model")
+    if wanted.adapter_id is None or wanted.adapter_id == wanted.model:
         return by_model
-    by_id = await _version(services, wanted.adapter_id, param="adapter_id")
+    by_id = await _version(services, wanted.adapter_id, key, param="adapter_id")
     if by_model is not None and by_model.digest != by_id.digest:
         raise InvalidRequest(
             f"model names {wanted.model!r} and adapter_id {wanted.adapter_id!r}, which are not the "
@@ -104,12 +105,12 @@ async def _resolve(services: Services, wanted: Wanted) -> VersionRecord | None:
     return by_id
 
 
-async def _version(services: Services, name: str, *, param: str) -> VersionRecord:
+async def _version(services: Services, name: str, key: str | None, *, param: str) -> VersionRecord:
     try:
-        version = await asyncio.to_thread(services.store.resolve, name)
+        version = await asyncio.to_thread(services.store.resolve, name, key=key)
     except InvalidRequest as error:
         raise InvalidRequest(error.message, param=param) from None
-    except AdapterNotFound:
+    except (AdapterNotFound, AliasNotFound):
         raise ModelNotFound(
             f"the model {name!r} does not exist; GET /v1/models lists what does", param=param
         ) from None

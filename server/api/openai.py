@@ -4,6 +4,7 @@ Here: routes and model cards. Not here: what the bodies and replies look like in
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from adapters_store.catalog import AdapterRecord
-from adapters_store.errors import AdapterNotFound, ModelNotFound
+from adapters_store.errors import AdapterNotFound, AliasNotFound, ModelNotFound
 from adapters_store.store import AdapterStore
 from server.api.bodies import read_json
 from server.api.openai_format import ChatFormat, CompletionFormat
@@ -20,6 +21,7 @@ from server.api.services import AnyTime, Services, WhileOpen
 from server.api.streaming import Dialect, GenerationReply
 from server.api.wanted import Wanted
 
+STICKY_HEADER = "x-adapterd-sticky-key"  # requests of one key get one version of a canary
 PAGE = 1000  # adapters read from the catalog at a time
 
 Json = dict[str, Any]
@@ -39,13 +41,21 @@ async def completions(request: Request, services: WhileOpen) -> Response:
     """Continue a text, or several, as text or token ids."""
     body = await read_json(request, CompletionBody, max_bytes=services.limits.max_body_bytes)
     logprobs = body.logprobs is not None
-    return _reply(services, body.wanted(), "cmpl", CompletionFormat, logprobs)
+    wanted = _sticky(request, body.wanted())
+    return _reply(services, wanted, "cmpl", CompletionFormat, logprobs)
 
 
 async def chat_completions(request: Request, services: WhileOpen) -> Response:
     """Answer a conversation through the base's chat template."""
     body = await read_json(request, ChatBody, max_bytes=services.limits.max_body_bytes)
-    return _reply(services, body.wanted(), "chatcmpl", ChatFormat, body.logprobs)
+    wanted = _sticky(request, body.wanted())
+    return _reply(services, wanted, "chatcmpl", ChatFormat, body.logprobs)
+
+
+def _sticky(request: Request, wanted: Wanted) -> Wanted:
+    """With the key from the header, which a proxy may set, over the body's `user`."""
+    key = request.headers.get(STICKY_HEADER)
+    return wanted if key is None else dataclasses.replace(wanted, sticky_key=key)
 
 
 def _reply(
@@ -74,9 +84,9 @@ async def show_model(model: str, services: AnyTime) -> Json:
     if model == services.base_name:
         return _base_card(services)
     try:
-        version = await asyncio.to_thread(services.store.resolve, model)
+        version = await asyncio.to_thread(services.store.show, model)
         record = await asyncio.to_thread(services.store.get, version.name)
-    except AdapterNotFound:
+    except (AdapterNotFound, AliasNotFound):
         raise ModelNotFound(
             f"the model {model!r} does not exist; GET /v1/models lists what does", param="model"
         ) from None

@@ -179,8 +179,9 @@ class GenerationBody(StrictBody):
     stream_options: StreamOptions | None = None
     # Requests of different salts share nothing in the prefix cache: vLLM's field, and its meaning.
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT)] | None = None
-    # Hints about the caller or to a cache: without effect here, and none is promised by anyone.
+    # Requests of one user get one version of an alias that means two (a canary).
     user: str | None = None
+    # Hints about the caller or to a cache: without effect here, and none is promised by anyone.
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -204,6 +205,7 @@ class GenerationBody(StrictBody):
             stream=self.stream,
             include_usage=self.stream_options is not None and self.stream_options.include_usage,
             cache_salt=self.cache_salt or "",
+            sticky_key=self.user,
             **rest,
         )
 

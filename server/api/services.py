@@ -131,7 +131,7 @@ class Services:
     def base_model(self) -> BaseModel:
         """What an adapter must fit. Raises EngineUnavailable."""
         info = self.require_engine()
-        return BaseModel(self.base_name, info.digest, info.architecture, info.modules)
+        return BaseModel(self.base_name, info.digest, info.architecture, info.modules, info.norms)
 
     def drain(self) -> None:
         """Stops taking requests; those under way finish, streams included."""

@@ -51,3 +51,4 @@ class Wanted:
     stream: bool
     include_usage: bool  # in a stream, as its last chunk
     cache_salt: str = ""  # cached prompts are shared only with requests of the same salt
+    sticky_key: str | None = None  # for whom, where the model's alias means two versions

@@ -49,6 +49,7 @@ class LoadedBase:
     linears: tuple[LinearGroup, ...]  # all modules that adapters can target
     kernels: NativeKernels | None  # what the model's own parts run on; None: torch alone
     parameters: int
+    norms: dict[str, float]  # Frobenius, of the weight of each module that adapters can target
 
     @property
     def layers(self) -> dict[int, LayerShape]:
@@ -91,6 +92,7 @@ def load_base(
     progress(LoadProgress("weights", 1, 1))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     attention, groups = _probe(model, architecture)
+    norms = {name: _norm(module) for group in groups for name, module in group.items()}
     model.set_attn_implementation(PAGED_ATTENTION)
     packing = None if _torch_multiplies_faster(dtype) and not quantize else kernels
     linears = tuple(LinearGroup(group, packing, quantize=quantize) for group in groups)
@@ -111,7 +113,14 @@ def load_base(
         linears=linears,
         kernels=kernels,
         parameters=parameters,
+        norms=norms,
     )
+
+
+def _norm(module: nn.Module) -> float:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return float(torch.linalg.vector_norm(weight, dtype=torch.float32))
 
 
 def _config(folder: Path) -> Any:

@@ -347,6 +347,7 @@ def _info(
         kernels=_kernels_name(config, base),
         quantization=config.quantization,
         modules=base.shapes,
+        norms=base.norms,
         load_s=load_s,
     )
 

@@ -122,6 +122,7 @@ class EngineInfo:
     kernels: str  # what computes the hot parts: "native-avx512-bf16", "torch"
     quantization: str  # of linear modules: "none", "int8"
     modules: dict[str, LinearShape]  # targetable modules of the base
+    norms: dict[str, float]  # Frobenius, of their weights
     load_s: float
 
 

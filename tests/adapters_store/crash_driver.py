@@ -1,8 +1,11 @@
-"""Publishes and deletes in processes that are killed with SIGKILL, and tells what they promised.
+"""Changes a store in processes that are killed with SIGKILL, and tells what they promised.
 
 Run as a process of its own: `python -m tests.adapters_store.crash_driver DATA_DIR ROUNDS SEED`.
-Each round forks a child (imports are paid once) that checks every earlier promise, then publishes
-until it is killed. Prints one line of JSON: the promises still standing, and counts.
+Each round forks a child (imports are paid once) that checks every earlier promise, then uploads,
+moves aliases, deletes and collects garbage until it is killed. Prints one line of JSON: the
+promises still standing, how often each thing was done, and the faults.
+
+A promise: reference → the digests it may have, "" if it may be absent; none: it must be absent.
 """
 
 import json
@@ -12,43 +15,84 @@ import select
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from adapters_store.aliases import Target
+from adapters_store.errors import NotFound
 from adapters_store.store import AdapterStore
 from tests.adapters_store.builders import facts_of, folder, uploads
 
 BASE = "demo"
+KEPT = 3  # versions of each name; older ones are deleted
+
+Promises = dict[str, list[str]]
 
 
-def child(data_dir: Path, promises: dict[str, Any], first: int, say: int) -> None:
+def child(data_dir: Path, promises: Promises, first: int, say: int) -> None:
     """Speaks lines to the pipe `say`; any broken promise is told as a line, too."""
     try:
         store = AdapterStore(data_dir, base_name=BASE)
         verify(store, promises)
         tell(say, "ready")
         for count in range(first, first + 10_000):
-            for name in (f"kept{count % 3}", f"kept{count % 3}b", "gone"):
-                found = store.publish(name, uploads(folder(count + 0.5)), check=facts_of)
-                tell(say, "published", name, found.version.number, found.version.digest)
-            tell(say, "deleting")
-            store.delete("gone")
+            gone = f"gone{count}"
+            for name in ("a", "b", gone):  # the same content under three names
+                found = store.publish(name, uploads(folder(count + 0.5)), check=facts_of).version
+                tell(say, "done", "publish", f"{name}@{found.number}", found.digest)
+            work_on(store, "a", say)
+            work_on(store, "b", say)
+            tell(say, "doing", f"{gone}@1", None)
+            store.delete(gone)
+            tell(say, "done", "delete", f"{gone}@1", None)
+            store.collect_garbage()
+            tell(say, "done", "gc", None, None)
     except BaseException as fault:
         tell(say, "fault", repr(fault))
     os._exit(1)
 
 
-def verify(store: AdapterStore, promises: dict[str, Any]) -> None:
+def work_on(store: AdapterStore, name: str, say: int) -> None:
+    """Moves `name:prod` to the newest version, then deletes the oldest ones."""
+    versions = store.versions(name)
+    newest = versions[-1]
+    tell(say, "doing", f"{name}:prod", newest.digest)
+    store.aliases.move(name, "prod", Target(newest.number))
+    tell(say, "done", "move", f"{name}:prod", newest.digest)
+    for old in versions[:-KEPT]:
+        reference = f"{name}@{old.number}"
+        tell(say, "doing", reference, None)
+        store.delete_version(name, old.number, force=True)
+        tell(say, "done", "delete version", reference, None)
+
+
+def verify(store: AdapterStore, promises: Promises) -> None:
     store.check()
-    for name, digest in promises.items():
-        assert store.resolve(name).digest == digest, f"{name} is lost"
+    for reference, allowed in promises.items():
+        try:
+            found = store.resolve(reference).digest
+        except NotFound:
+            assert "" in allowed or not allowed, f"{reference} is lost"
+        else:
+            assert found in allowed, f"{reference} has {found[:8]}, which nobody was told"
 
 
 def tell(say: int, *words: object) -> None:
     os.write(say, json.dumps(words).encode() + b"\n")
 
 
-def run_round(data_dir: Path, promises: dict[str, Any], first: int, alive_s: float) -> list[Any]:
+def hear(promises: Promises, words: list[Any]) -> None:
+    """What was begun may have happened or not, what was done has. "": it may not be there."""
+    if words[0] == "doing":
+        _, reference, digest = words
+        promises.setdefault(reference, [""]).append(digest or "")
+    elif words[0] == "done" and words[2] is not None:
+        _, _, reference, digest = words
+        promises[reference] = [] if digest is None else [digest]
+
+
+def run_round(data_dir: Path, promises: Promises, first: int, alive_s: float) -> list[Any]:
     """The lines of a child that is killed `alive_s` after its first one, wherever it is then."""
     listen, say = os.pipe()
     process = os.fork()
@@ -77,22 +121,17 @@ def run_round(data_dir: Path, promises: dict[str, Any], first: int, alive_s: flo
 
 def main(data_dir: Path, rounds: int, seed: int) -> None:
     chance = random.Random(seed)
-    promises: dict[str, str] = {}
-    published = deletes = 0
+    promises: Promises = {}
+    done: Counter[str] = Counter()
     faults: list[str] = []
     for number in range(rounds):
-        for what, *rest in run_round(data_dir, promises, 1000 * number, chance.uniform(0, 0.3)):
-            if what == "fault":
-                faults.append(rest[0])
-            elif what == "deleting":
-                deletes += 1
-                promises = {n: d for n, d in promises.items() if not n.startswith("gone")}
-            elif what == "published":
-                name, version, digest = rest
-                promises[f"{name}@{version}"] = digest
-                published += 1
-    told = {"promises": promises, "published": published, "deletes": deletes, "faults": faults}
-    print(json.dumps(told))
+        for words in run_round(data_dir, promises, 1000 * number, chance.uniform(0, 0.3)):
+            hear(promises, words)
+            if words[0] == "fault":
+                faults.append(words[1])
+            elif words[0] == "done":
+                done[words[1]] += 1
+    print(json.dumps({"promises": promises, "done": done, "faults": faults}))
 
 
 if __name__ == "__main__":

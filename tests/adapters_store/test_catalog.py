@@ -107,10 +107,10 @@ def test_deleting_a_name_takes_its_rows_along(catalog, tmp_path):
     add(catalog, "a", 1)
     add(catalog, "a", 2)
     with catalog.write() as writer:
-        assert writer.digests("a") == (digest(1), digest(2))
+        assert [one.digest for one in writer.versions("a")] == [digest(1), digest(2)]
         writer.delete_adapter("a")
     with sqlite3.connect(tmp_path / "catalog.sqlite3") as raw:
-        for table in ("adapters", "versions", "aliases"):
+        for table in ("adapters", "versions", "aliases", "canaries", "alias_moves"):
             assert raw.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
     assert add(catalog, "a", 1).number == 1
 
@@ -165,7 +165,9 @@ def test_writers_of_two_connections_take_turns(catalog, url):
 def test_check_finds_each_broken_promise(catalog, tmp_path):
     breaks = [
         "DELETE FROM aliases WHERE adapter_id = 1",
-        "DELETE FROM versions WHERE number = 1",
+        "DELETE FROM versions WHERE adapter_id = 1",
+        "UPDATE adapters SET last_number = 1 WHERE id = 1",
+        "INSERT INTO canaries VALUES (1, '', 3, 0.5)",
         "UPDATE aliases SET version_id = 3 WHERE adapter_id = 1",
         "DELETE FROM adapters WHERE id = 1",
     ]
@@ -180,7 +182,8 @@ def test_check_finds_each_broken_promise(catalog, tmp_path):
         raw.commit()
         with pytest.raises(AssertionError):
             catalog.check()
-        for table in ("aliases", "versions", "adapters"):
+        tables = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        for (table,) in raw.execute(tables).fetchall():
             raw.execute(f"DROP TABLE {table}")
         raw.executescript(saved)
         raw.close()

@@ -14,6 +14,7 @@ from torch import Tensor
 from adapters_store.content import AdapterContent, AdapterFacts, BaseModel, LinearShape
 from server.adapters.methods.base import AdaptedLinears, HostAdapter, SlotLimits
 from server.adapters.methods.lora_config import LoraModule, read_lora
+from server.adapters.methods.lora_report import lora_report
 from server.adapters.slot_copies import slot_copies
 from server.kernels.backend import LowRankBackend, Stack
 from server.kernels.segments import SegmentPlan
@@ -32,12 +33,7 @@ class LoraMethod:
             rank=max(module.rank for module in modules),
             target_modules=tuple(sorted({module.name.rpartition(".")[2] for module in modules})),
             bytes=sum(tensor.nbytes for tensor in content.tensors.values()),
-            report={
-                "modules": len(modules),
-                "modules_of_base": len(base.modules),
-                "ranks": sorted({module.rank for module in modules}),
-                "scales": sorted({module.scale for module in modules}),
-            },
+            report=lora_report(modules, base),
         )
 
     def lay_out(

@@ -77,6 +77,7 @@ class ScriptedEngine:
             kernels="torch",
             quantization="none",
             modules={"model.layers.0.self_attn.q_proj": LinearShape(8, 8)},
+            norms={"model.layers.0.self_attn.q_proj": 2.0},
             load_s=0.1,
         )
 
@@ -119,7 +120,8 @@ class ScriptedEngine:
         if reason is not None:
             tokens.clear()
         wanted = request.sampling.logprobs
-        top = tuple((token + other, self.logprob - other) for other in range(wanted or 0))
+        count = min(wanted or 0, VOCABULARY)
+        top = tuple(((token + other) % VOCABULARY, self.logprob - other) for other in range(count))
         return TokenEvent(
             request.id,
             index,
