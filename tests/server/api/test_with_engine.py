@@ -191,3 +191,68 @@ async def test_residency_and_metrics(live: Live):
     text = (await live.http.get("/metrics")).text
     assert 'vllm:lora_adapter_loaded{adapter_name="' in text
     assert "adapterd_engine_steps_total 0.0" not in text
+
+
+RELOADS = 200
+
+
+async def test_a_name_that_is_moved_all_the_time_never_mixes_versions(live: Live):
+    """Every reply is, to the token, what peft says for the version that the reply names."""
+    golden: dict[str, str] = {}
+    prompt = live.text._encode(PROMPT)
+    for name, folder in live.reference._folders.items():
+        files = [("files", (one.name, one.read_bytes())) for one in folder.iterdir()]
+        reply = await live.http.post("/v1/adapters", data={"name": "moved"}, files=files)
+        golden[reply.json()["digest"]] = live.expected(name, prompt, 12)
+    assert len(set(golden.values())) == len(golden) >= 2
+    answered: list[tuple[str, str]] = []
+    done = False
+
+    async def ask() -> None:
+        while not done:
+            reply = await live.openai.completions.create(
+                model="moved", prompt=PROMPT, max_tokens=12, **GREEDY
+            )
+            assert reply.model_extra is not None
+            answered.append((reply.model_extra["adapter_version"], reply.choices[0].text))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(ask())
+        for move in range(RELOADS):
+            reply = await live.http.put(
+                "/v1/adapters/moved/aliases/current", json={"version": 1 + move % len(golden)}
+            )
+            assert reply.status_code == 200
+            await asyncio.sleep(0.005)
+        done = True
+    assert {version for version, _ in answered} == golden.keys()
+    assert [text for _, text in answered] == [golden[version] for version, _ in answered]
+
+
+async def test_a_comparison_parts_where_the_answers_do(live: Live):
+    name = next(iter(live.reference._folders))
+    prompt = live.text._encode(PROMPT)
+    ours = live.reference.answer(name, prompt, 12, ignore_eos=True).tokens
+    base = live.reference.answer(None, prompt, 12, ignore_eos=True).tokens
+    parted = next(at for at, (a, b) in enumerate(zip(ours, base, strict=True)) if a != b)
+    reply = await live.http.post(
+        f"/v1/adapters/{name}/compare", json={"prompt": PROMPT, "max_tokens": parted + 1}
+    )
+    found = reply.json()
+    assert reply.status_code == 200, found
+    assert found["parts_at"]["index"] == parted
+    assert found["parts_at"]["adapter"]["id"] == ours[parted]
+    assert found["parts_at"]["against"]["id"] == base[parted]
+    assert found["kl_divergence"]["nats"] > 0
+
+
+async def test_a_load_report_tells_what_the_adapter_does_to_each_layer(live: Live):
+    name = next(iter(live.reference._folders))
+    report = (await live.http.get(f"/v1/adapters/{name}/versions/1")).json()["report"]
+    assert report["modules"] <= report["modules_of_base"]
+    assert [layer["layer"] for layer in report["layers"]] == sorted(
+        layer["layer"] for layer in report["layers"]
+    )
+    assert all(layer["delta_norm"] > 0 for layer in report["layers"])
+    assert all(0 < layer["relative"] < 100 for layer in report["layers"])
