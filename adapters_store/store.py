@@ -200,8 +200,8 @@ class AdapterStore:
                 raise VersionInUse(f"{name} has no other version; delete {name} itself")
             if users and not force:
                 raise VersionInUse(
-                    f"{', '.join(users)} mean version {number} of {name}; move them first, or "
-                    "force this",
+                    f"version {number} of {name} is what {', '.join(users)} means; move that "
+                    "first, or force this",
                     param="force",
                 )
             release_version(writer, name, number, list(found))

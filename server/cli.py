@@ -162,6 +162,13 @@ def push(
     name: Annotated[
         str, typer.Option("--name", "-n", help="Name that requests will use.", show_default=False)
     ],
+    promote: Annotated[
+        bool,
+        typer.Option(
+            "--promote/--no-promote",
+            help="Whether the name means it from now on; if not, it is only kept as a version.",
+        ),
+    ] = True,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
 ) -> None:
@@ -177,8 +184,8 @@ def push(
         files = [opened.enter_context(path.open("rb")) for path in paths]
         counted = [progress.wrap_file(file, task_id=task) for file in files]
         named = [(path.name, file) for path, file in zip(paths, counted, strict=True)]
-        new, adapter = client.push(name, named)
-        current = adapter if new else client.adapter(name)
+        new, adapter = client.push(name, named, promote=promote)
+        current = adapter if new and promote else client.adapter(name)
     if as_json:
         print(json.dumps(adapter, indent=2))
         return
@@ -189,7 +196,7 @@ def push(
         print(f"not needed and left out: {', '.join(ignored)}")
     reference = adapter["id"]
     if current["version"] != adapter["version"]:
-        print(f"{reference} still means version {current['version']}, which came later")
+        print(f"{reference} still means version {current['version']}")
         reference = f"{reference}@{adapter['version']}"
     print(f'Try it: adapterd complete --adapter {reference} "…"')
 

@@ -25,9 +25,12 @@ Version = Annotated[
 ]
 
 
+PASSING = {"aliases", "versions", "created_at", "residency", "pinned", "object", "load_s"}
+
+
 def add_to(adapters: typer.Typer) -> None:
     """Registers the commands."""
-    for command in (versions, aliases, alias, canary, history, rollback, gc, verify):
+    for command in (versions, aliases, alias, canary, history, rollback, diff, gc, verify):
         adapters.command()(command)
 
 
@@ -126,6 +129,54 @@ def rollback(name: Alias, expected: Expected = None, server: Server = DEFAULT_SE
     """Make an alias mean what it meant before its latest move."""
     with ServerClient(server) as client:
         _say(client.roll_back(name, expected))
+
+
+def diff(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="As a request may name it: sql@2.",
+                                       show_default=False)],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The same: sql@3, sql:prod.",
+                                       show_default=False)],
+    prompt: Annotated[str | None, typer.Option(help="Also answer this with both.")] = None,
+    server: Server = DEFAULT_SERVER,
+) -> None:  # fmt: skip
+    """Show in what two versions differ, and how each answers a prompt.
+
+    adapterd adapters diff sql@2 sql@3 --prompt "List all users"
+    """
+    with ServerClient(server) as client:
+        before, after = _flat(client.adapter(old)), _flat(client.adapter(new))
+        compared = None if prompt is None else client.compare(new, old, prompt)
+    table = Table("", old, new)
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            table.add_row(key, before.get(key, ""), after.get(key, ""))
+    if table.row_count:
+        _print(table)
+    else:
+        print(f"{old} and {new} are the same")
+    if compared is not None:
+        for reference, side in ((old, "against"), (new, "adapter")):
+            print(f"{reference}: {compared[side]['text']}")
+        parted, found = compared["parts_at"], compared["kl_divergence"]
+        where = "never part" if parted is None else f"part at token {parted['index']}"
+        print(f"they {where}; divergence {found['nats']:.4g} nats at token {found['index']}")
+
+
+def _flat(value: Any, path: str = "") -> dict[str, str]:
+    """The leaves of an adapter object by their path; what only says when and where is left out."""
+    if isinstance(value, dict) and not path:
+        value = {key: one for key, one in value.items() if key not in PASSING}
+    pairs: Any = ()
+    if isinstance(value, dict):
+        pairs = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        pairs = enumerate(value)
+    else:
+        return {path: value if isinstance(value, str) else json.dumps(value)}
+    leaves: dict[str, str] = {}
+    for key, one in pairs:
+        leaves |= _flat(one, f"{path}.{key}" if path else str(key))
+    return leaves
 
 
 def gc(server: Server = DEFAULT_SERVER) -> None:

@@ -95,11 +95,17 @@ class ServerClient:
             return False
         return True
 
-    def push(self, name: str, files: Sequence[tuple[str, BinaryIO]]) -> tuple[bool, dict[str, Any]]:
-        """Upload; (whether it is new, the adapter). One archive, or a PEFT folder's files."""
+    def push(
+        self, name: str, files: Sequence[tuple[str, BinaryIO]], *, promote: bool = True
+    ) -> tuple[bool, dict[str, Any]]:
+        """Upload; (whether it is new, the adapter). One archive, or a PEFT folder's files.
+
+        `promote`: whether the name means it from now on.
+        """
         part = "file" if len(files) == 1 else "files"
         sent = [(part, (filename, stream)) for filename, stream in files]
-        response = self._send("POST", "/v1/adapters", data={"name": name}, files=sent)
+        fields = {"name": name} if promote else {"name": name, "promote": "false"}
+        response = self._send("POST", "/v1/adapters", data=fields, files=sent)
         return response.status_code == 201, response.json()
 
     def download(self, name: str, into: BinaryIO) -> None:
@@ -146,6 +152,11 @@ class ServerClient:
     def roll_back(self, reference: str, expected: int | None) -> dict[str, Any]:
         params = {} if expected is None else {"expected_version": str(expected)}
         return self._json("POST", _alias_path(reference) + "/rollback", params=params)
+
+    def compare(self, reference: str, against: str, prompt: str) -> dict[str, Any]:
+        """Both greedy answers, and where they part."""
+        path = _adapter_path(reference) + "/compare"
+        return self._json("POST", path, json={"prompt": prompt, "against": against})
 
     def collect_garbage(self) -> list[str]:
         """Digests of what was removed."""

@@ -76,12 +76,32 @@ async def test_what_came_too_late_is_one_line_and_status_1(run: Run, tmp_path: P
     )
 
 
+async def test_diff_shows_what_differs_and_both_answers(run: Run, tmp_path: Path):
+    await push(run, tmp_path, 1, 2)
+    status, out, _ = await run("adapters", "diff", "sql@1", "sql@2", "--prompt", "hello")
+    assert status == 0
+    assert re.search(r"│ version +│ 1 +│ 2 +│", out)
+    assert "│ digest " in out
+    assert "│ rank " not in out
+    assert "sql@1: hello world\nsql@2: hello world\nthey never part" in out
+    assert (await run("adapters", "diff", "sql@1", "sql@1"))[1] == "sql@1 and sql@1 are the same\n"
+
+
+async def test_a_push_may_leave_the_name_where_it_is(run: Run, tmp_path: Path):
+    await push(run, tmp_path, 1)
+    folder = peft_folder(tmp_path / "next", 2)
+    _, out, _ = await run("adapters", "push", str(folder), "--name", "sql", "--no-promote")
+    assert "sql uploaded: version 2" in out
+    assert "sql still means version 1" in out
+    assert "--adapter sql@2" in out
+
+
 async def test_rm_of_a_version_and_of_an_alias(run: Run, tmp_path: Path):
     await push(run, tmp_path, 1, 2)
     await run("adapters", "alias", "sql:prod", "1")
     status, _, err = await run("adapters", "rm", "sql@1", "--yes")
     assert status == 1
-    assert "sql:prod mean version 1" in err
+    assert "version 1 of sql is what sql:prod means" in err
     assert (await run("adapters", "rm", "sql:prod", "--yes"))[1] == "sql:prod is deleted\n"
     assert (await run("adapters", "rm", "sql@1", "--yes"))[1] == "sql@1 is deleted\n"
     assert (await run("adapters", "show", "sql@1"))[0] == 1
