@@ -6,6 +6,7 @@ followed to their end). Not here: JSON, SSE, status codes.
 
 import asyncio
 import dataclasses
+import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -26,6 +27,8 @@ from server.api.merge import merged
 from server.api.services import Services
 from server.api.wanted import PlainText, Prompt, TokenIds, Wanted
 from server.engine.messages import EngineInfo, GenerationRequest, Timing, TokenEvent
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +277,19 @@ class Run:
             raise
         finally:
             meter.end(outcome, [(choice.finish_reason, choice.tokens) for choice in choices])
+            self._log(request, outcome, choices)
+
+    def _log(self, request: GenerationRequest, outcome: str, choices: list[Choice]) -> None:
+        """One line for each prompt, which names the version that answered."""
+        adapter = self._generation.adapter
+        _LOG.debug(
+            "request %s: %s by %s, %d + %d tokens",
+            request.id,
+            outcome,
+            "the base" if adapter is None else f"{adapter.name}@{adapter.digest[:12]}",
+            len(request.prompt),
+            sum(choice.tokens for choice in choices),
+        )
 
     def _note_cached(self, event: TokenEvent) -> None:
         """The least over a prompt's choices: a later one finds what the first has computed."""

@@ -88,6 +88,18 @@ async def test_one_request_is_answered_by_one_version(house: House):
         assert len(set(asked(house))) == 1
 
 
+async def test_the_log_names_the_version_that_answered(
+    house: House, caplog: pytest.LogCaptureFixture
+):
+    digest = (await upload(house, 1))["digest"]
+    caplog.set_level("DEBUG", "server.api.generation")
+    await answers(house, "sql")
+    await house.client.post("/v1/completions", json={"model": "tiny/base", "prompt": "hello"})
+    first, second = [record.getMessage() for record in caplog.records]
+    assert f": done by sql@{digest[:12]}, " in first
+    assert ": done by the base, " in second
+
+
 async def test_history_and_rollback(house: House):
     await upload(house, 1)
     await upload(house, 2)
