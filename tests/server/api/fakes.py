@@ -77,6 +77,8 @@ class ScriptedEngine:
             kernels="torch",
             quantization="none",
             modules={"model.layers.0.self_attn.q_proj": LinearShape(8, 8)},
+            slot_rows=64,
+            slot_row_bytes=64,
             load_s=0.1,
         )
 
