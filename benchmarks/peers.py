@@ -44,6 +44,8 @@ SCENARIOS = {
     "single-1-request": Scenario("single", sequences=1),
     "base-64-requests": Scenario("base", sequences=64),
     "mixed-64-requests": Scenario("mixed", sequences=64, adapters=64),
+    "rank-8-64-requests": Scenario("low-rank", sequences=64, adapters=64),
+    "one-of-rank-128-64-requests": Scenario("one-high-rank", sequences=64, adapters=64),
     "base-prompt-1024": Scenario("base", prompt_tokens=1024),
     "mixed-16-prompt-1024": Scenario("mixed", prompt_tokens=1024),
 }

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Traffic = Literal["base", "single", "mixed", "ranks", "high-rank", "zipf"]
+Traffic = Literal[
+    "base", "single", "mixed", "ranks", "low-rank", "high-rank", "one-high-rank", "zipf"
+]
 
 RANK = 16
 RANKS = (8, 16, 64)  # of the traffic "ranks", in turn
+HIGHEST_RANK = 128  # of the one in "one-high-rank"; the others are as in "low-rank"
 ADAPTERS = 16
 
 
@@ -74,8 +77,15 @@ def adapter_names(scenario: Scenario) -> tuple[str | None, ...]:
             return tuple(
                 name_of(number % adapters, RANKS[number % len(RANKS)]) for number in sequences
             )
+        case "low-rank":
+            return tuple(name_of(number % adapters, min(RANKS)) for number in sequences)
         case "high-rank":
             return tuple(name_of(number % adapters, max(RANKS)) for number in sequences)
+        case "one-high-rank":
+            ranks = [min(RANKS)] * adapters
+            ranks[adapters // 2] = HIGHEST_RANK
+            names = [name_of(number, rank) for number, rank in enumerate(ranks)]
+            return tuple(names[number % adapters] for number in sequences)
         case "zipf":
             weights = [1 / (place + 1) for place in range(adapters)]
             drawn = random.Random(0).choices(range(adapters), weights, k=len(sequences))

@@ -104,7 +104,9 @@ def inspect_path(
         str | None,
         typer.Option(help="Base to compare it with: a folder or hub id; its config is enough."),
     ] = None,
-    max_rank: Annotated[int, typer.Option(min=1, help="The server's --max-rank.")] = 64,
+    max_rank: Annotated[
+        int | None, typer.Option(min=1, help="The server's --max-rank, if it has one.")
+    ] = None,
 ) -> None:
     """Explain an adapter before it is uploaded: what it is, what it fits, why it would be refused.
 

@@ -165,13 +165,24 @@ class Settings(BaseSettings):
     max_resident_adapters: int = _setting(
         8,
         "Adapters",
-        "Adapters on the device at once; others wait in the host cache or on disk.",
+        "Adapters on the device at once, at most; others wait in the host cache or on disk.",
         example="16",
         ge=1,
         le=4096,
     )
-    max_rank: int = _setting(
-        64, "Adapters", "Largest LoRA rank accepted.", example="128", ge=1, le=1024
+    slot_bytes: Bytes | None = _setting(
+        None,
+        "Adapters",
+        "Memory that adapters on the device share, each taking what its rank needs. Default: room "
+        "for --max-resident-adapters of rank 64, or of --max-rank.",
+        example="512MiB",
+    )
+    max_rank: int | None = _setting(
+        None,
+        "Adapters",
+        "Largest LoRA rank accepted. Default: what fits into the slots' memory.",
+        example="128",
+        ge=1,
     )
     host_cache_bytes: Bytes = _setting(
         1 << 30, "Adapters", "Memory for adapters kept ready off the device.", example="2GiB"
@@ -272,6 +283,7 @@ class Settings(BaseSettings):
             device=self.device,
             max_resident_adapters=self.max_resident_adapters,
             max_rank=self.max_rank,
+            slot_bytes=self.slot_bytes,
             max_model_len=self.max_model_len,
             kv_cache_bytes=self.kv_cache_bytes,
             max_batch_tokens=self.max_batch_tokens,

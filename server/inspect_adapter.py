@@ -3,6 +3,7 @@
 Here: inspect, Inspection. The checks are those of an upload.
 """
 
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from adapters_store.members import DEFAULT_LIMITS, UploadedFile
 from adapters_store.package import load_package, parse_config, write_package
 from adapters_store.upload import Received, receive
 from server.adapters import methods
+from server.adapters.slot_rows import SlotLimits
 from server.engine.linears import linear_shape
 
 SHOWN = (
@@ -38,8 +40,12 @@ class Inspection:
     refusal: str | None
 
 
-def inspect(paths: Sequence[Path], model: str | None, *, max_rank: int) -> Inspection:
-    """Looks at one archive, or a PEFT folder's files. Raises InvalidRequest for a bad `model`."""
+def inspect(paths: Sequence[Path], model: str | None, *, max_rank: int | None) -> Inspection:
+    """Looks at one archive, or a PEFT folder's files. Raises InvalidRequest for a bad `model`.
+
+    `max_rank`: a server's limit; None: any rank fits.
+    """
+    limits = SlotLimits(1, sys.maxsize, row_bytes=0, max_rank=max_rank)
     base = None if model is None else base_of(model)
     facts: list[tuple[str, str]] = []
     try:
@@ -53,7 +59,7 @@ def inspect(paths: Sequence[Path], model: str | None, *, max_rank: int) -> Inspe
             check_tensors(content)
             methods.method_of(content)
             if base is not None:
-                found = methods.check(content, base, max_rank=max_rank)
+                found = methods.check(content, base, limits=limits)
                 facts += [("modules", f"{found.report['modules']} of the base's "
                                       f"{found.report['modules_of_base']}")]  # fmt: skip
     except AdapterdError as error:

@@ -406,6 +406,8 @@ class EngineCollector(Collector):
     def _our_gauges(self, stats: Stats) -> Iterator[Metric]:
         for name, text, value in (
             ("adapterd_slot_leases", "Leases on slots held by sequences.", stats.slot_leases),
+            ("adapterd_slot_rows_used", "Rows of adapters in slots.", stats.slot_rows_used),
+            ("adapterd_slot_rows", "Rows that slots share.", stats.slot_rows_total),
             ("adapterd_host_cache_bytes", "Bytes in the host cache.", stats.host_bytes),
             ("adapterd_kv_blocks_used", "KV blocks in use.", stats.kv_blocks_used),
             ("adapterd_kv_blocks", "KV blocks there are.", stats.kv_blocks_total),

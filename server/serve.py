@@ -31,6 +31,7 @@ from adapters_store.errors import (
 from adapters_store.store import AdapterStore, UploadedFile, UploadLimits
 from server import __version__
 from server.adapters import methods
+from server.adapters.slot_rows import SlotLimits
 from server.api.app import create_app
 from server.api.services import ApiLimits, Services
 from server.api.text import TextCodec
@@ -252,6 +253,12 @@ def _app(settings: Settings, engine: EngineClient, store: AdapterStore, text: Te
         engine=engine,
         max_resident_adapters=settings.max_resident_adapters,
     )
+    slots = SlotLimits(
+        settings.max_resident_adapters,
+        engine.info.slot_rows,
+        engine.info.slot_row_bytes,
+        settings.max_rank,
+    )
     limits = ApiLimits(
         max_upload_bytes=settings.max_upload_bytes + MULTIPART_BYTES,
         max_requests=settings.max_concurrent_requests,
@@ -261,7 +268,7 @@ def _app(settings: Settings, engine: EngineClient, store: AdapterStore, text: Te
         store=store,
         text=text,
         base_name=settings.base_name,
-        check=partial(methods.check, max_rank=settings.max_rank),
+        check=partial(methods.check, limits=slots),
         metrics=metrics,
         limits=limits,
     )

@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind
 from benchmarks.contestants.job import Job, Measurement
 from benchmarks.workload import Workload
 
-RANKS = (8, 16, 32, 64)  # of the ranks in use, those that vLLM takes as its largest
+RANKS = (8, 16, 32, 64, 128, 256)  # of the ranks in use, those that vLLM takes as its largest
 
 
 def measure(job: Job) -> Measurement:

@@ -16,6 +16,8 @@ from transformers import AutoConfig
 from adapters_store.content import AdapterContent, AdapterFacts, BaseModel, LinearShape
 from adapters_store.store import AdapterStore, UploadedFile
 from server.adapters import methods
+from server.adapters.slot_rows import SlotLimits
+from server.kernels.backend import rows_for_rank
 
 RANK = 4
 TARGETS = ("q_proj", "v_proj")
@@ -36,8 +38,9 @@ def data_folder(work: Path, count: int, base_name: str) -> Path:
     base = BaseModel(base_name, "", "LlamaForCausalLM", shapes)
 
     def check(content: AdapterContent) -> AdapterFacts:
-        return methods.check(content, base, max_rank=RANK)
+        return methods.check(content, base, limits=limits)
 
+    limits = SlotLimits(1, rows_for_rank(RANK), row_bytes=1)
     folder.mkdir(parents=True, exist_ok=True)
     store = AdapterStore(folder, base_name=base_name)
     try:

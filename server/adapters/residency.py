@@ -17,7 +17,8 @@ from adapters_store.errors import AdapterdError, AdapterLoadFailed
 from server.adapters.host_cache import HostCache
 from server.adapters.methods import method_of
 from server.adapters.methods.base import BoundMethod, HostAdapter
-from server.adapters.slots import SlotLease, SlotTable
+from server.adapters.slot_rows import SlotLimits
+from server.adapters.slots import SlotLease, SlotPlace, SlotTable
 
 LOADER_THREADS = 2
 
@@ -57,19 +58,18 @@ class Residency:
         base: BaseModel,
         bound: dict[str, BoundMethod],
         *,
-        slots: int,
-        max_rank: int,
+        limits: SlotLimits,
         dtype: torch.dtype,
         host_cache_bytes: int,
     ) -> None:
         self._source = source
         self._base = base
         self._bound = bound
-        self._max_rank = max_rank
+        self._limits = limits
         self._dtype = dtype
-        self.slots = SlotTable(slots)
+        self.slots = SlotTable(limits.slots, limits.rows)
         self.host = HostCache(host_cache_bytes)
-        self._ranks = [0] * slots
+        self._ranks = [0] * limits.slots
         self._reading: dict[str, Future[LoadedIn]] = {}
         self._threads = ThreadPoolExecutor(
             LOADER_THREADS, thread_name_prefix="adapter-loader", initializer=_use_one_core
@@ -79,7 +79,7 @@ class Residency:
 
     @property
     def ranks(self) -> list[int]:
-        """Of the adapter in each slot; 0 where the slot is free."""
+        """Of the adapter in each slot; a free slot has its last one's, or 0."""
         return self._ranks
 
     def request(self, digest: str) -> None:
@@ -127,14 +127,14 @@ class Residency:
     def try_lease(self, digest: str) -> SlotLease | None:
         """A lease on the slot that holds `digest`, filling one from the host cache if needed.
 
-        None when every slot is leased, or `prepare` has not said True yet.
+        None when leased slots leave no room for it, or `prepare` has not said True yet.
         """
         if not self.slots.holds(digest):
             adapter = self.host.get(digest)
-            slot = None if adapter is None else self.slots.assign(digest)
-            if adapter is None or slot is None:
+            place = None if adapter is None else self.slots.assign(digest, adapter.rank)
+            if adapter is None or place is None:
                 return None
-            self._fill(slot, adapter)
+            self._fill(place, adapter)
         return self.slots.lease(digest)
 
     def release(self, lease: SlotLease) -> None:
@@ -165,14 +165,14 @@ class Residency:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _fill(self, slot: int, adapter: HostAdapter) -> None:
+    def _fill(self, place: SlotPlace, adapter: HostAdapter) -> None:
         started = time.perf_counter()
         for kind, bound in self._bound.items():
             if kind == adapter.kind:
-                bound.write(slot, adapter)
+                bound.write(place, adapter)
             else:
-                bound.clear(slot)
-        self._ranks[slot] = adapter.rank
+                bound.clear(place)
+        self._ranks[place.slot] = adapter.rank
         self._counts["load_host"] += 1
         self._seconds["host"] += time.perf_counter() - started
 
@@ -183,7 +183,7 @@ class Residency:
         started = time.perf_counter()
         content = self._source.read(digest)
         adapter = method_of(content).lay_out(
-            content, self._base, max_rank=self._max_rank, dtype=self._dtype
+            content, self._base, limits=self._limits, dtype=self._dtype
         )
         return LoadedIn(adapter, time.perf_counter() - started)
 

@@ -27,8 +27,9 @@ class StreamCopies(SlotCopies):
     """Copies on a side stream.
 
     Must stay true: a slot is written only after the steps that were enqueued before, and read only
-    by steps that wait for its last copy's event on the device; what is copied from is kept alive
-    until its event has come, so that pinned memory is not used again too soon.
+    by steps that wait for its last copy's event on the device; copies into rows that change hands
+    follow one another, being on one stream; what is copied from is kept alive until its event has
+    come, so that pinned memory is not used again too soon.
     """
 
     def __init__(self, device: torch.device) -> None:

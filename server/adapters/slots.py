@@ -1,7 +1,19 @@
 """Which version lies in which slot, and who uses it. Bookkeeping only: no tensors here."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from server.adapters.slot_rows import SlotRows
+from server.kernels.backend import rows_for_rank
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPlace:
+    """A slot, and the rows that it has in every module's stack."""
+
+    slot: int
+    rows: range
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,18 +26,20 @@ class SlotLease:
 
 
 class SlotTable:
-    """`capacity` slots, reference-counted by leases; LRU among those with none.
+    """`capacity` slots that share `rows`, reference-counted by leases; LRU among those with none.
 
-    Must stay true: a digest lies in at most one slot; a slot with a lease is never reassigned;
-    a lease is released exactly once.
+    Must stay true: a digest lies in at most one slot; a slot with a lease keeps its adapter and its
+    rows; a row belongs to at most one slot; a lease is released exactly once.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, rows: int) -> None:
         if capacity < 1:
             raise ValueError("a slot table needs at least one slot")
         self.capacity = capacity
+        self.rows = rows
         self.evictions = 0
-        self._slot_of: OrderedDict[str, int] = OrderedDict()  # least recently used first
+        self._rows = SlotRows(rows)
+        self._place_of: OrderedDict[str, SlotPlace] = OrderedDict()  # least recently used first
         self._free = list(range(capacity - 1, -1, -1))
         self._leases: dict[int, SlotLease] = {}
         self._count = [0] * capacity
@@ -39,15 +53,20 @@ class SlotTable:
     @property
     def resident(self) -> tuple[str, ...]:
         """Digests in slots, least recently used first."""
-        return tuple(self._slot_of)
+        return tuple(self._place_of)
+
+    @property
+    def rows_used(self) -> int:
+        """Rows of the adapters in slots."""
+        return self._rows.used
 
     def holds(self, digest: str) -> bool:
-        return digest in self._slot_of
+        return digest in self._place_of
 
     def lease(self, digest: str) -> SlotLease:
         """A lease on the slot that holds `digest`. Raises KeyError if none does."""
-        slot = self._slot_of[digest]
-        self._slot_of.move_to_end(digest)
+        slot = self._place_of[digest].slot
+        self._place_of.move_to_end(digest)
         lease = SlotLease(slot, digest, self._next_number)
         self._next_number += 1
         self._leases[lease.number] = lease
@@ -61,32 +80,68 @@ class SlotTable:
         del self._leases[lease.number]
         self._count[lease.slot] -= 1
 
-    def assign(self, digest: str) -> int | None:
-        """A slot for `digest`, free or taken from the least recently used without a lease.
+    def assign(self, digest: str, rank: int) -> SlotPlace | None:
+        """A slot for `digest`, free or taken from those without a lease, with rows for its rank.
 
-        The caller writes the slot before anyone leases it. None when every slot is leased.
+        The caller writes the slot before anyone leases it. None, and nobody has gone, when even
+        all without a lease would not leave room enough in one piece.
         Raises ValueError if `digest` has a slot already.
         """
-        if digest in self._slot_of:
+        if digest in self._place_of:
             raise ValueError(f"{digest} is resident already")
-        if self._free:
-            slot = self._free.pop()
-        else:
-            victim = next((d for d, s in self._slot_of.items() if not self._count[s]), None)
-            if victim is None:
-                return None
-            slot = self._slot_of.pop(victim)
-            self.evictions += 1
-        self._slot_of[digest] = slot
-        return slot
+        victims = self._in_the_way(rank)
+        if victims is None:
+            return None
+        for victim in victims:
+            self._evict(victim)
+        rows = self._rows.take(rank)
+        assert rows is not None, "room was made, and is not there"
+        place = self._place_of[digest] = SlotPlace(self._free.pop(), rows)
+        return place
 
     def check(self) -> None:
         """Recounts everything. Raises AssertionError on drift."""
-        slots = list(self._slot_of.values())
+        places = list(self._place_of.values())
+        slots = [place.slot for place in places]
         assert len(set(slots)) == len(slots), "two digests in one slot"
         assert sorted(slots + self._free) == list(range(self.capacity)), "a slot is lost"
+        self._rows.check(place.rows for place in places)
         count = [0] * self.capacity
         for lease in self._leases.values():
-            assert self._slot_of.get(lease.digest) == lease.slot, f"{lease} lies elsewhere"
+            place = self._place_of.get(lease.digest)
+            assert place is not None and place.slot == lease.slot, f"{lease} lies elsewhere"
             count[lease.slot] += 1
         assert count == self._count, "lease counts drifted"
+
+    def _victims(self) -> Iterator[str]:
+        """Who may be evicted, in the order in which they should go."""
+        return (digest for digest, place in self._place_of.items() if not self._count[place.slot])
+
+    def _in_the_way(self, rank: int) -> list[str] | None:
+        """Whom to evict for a slot of this rank, as few as will do; None if it cannot be had.
+
+        Victims go one after another until there is room; of these only those in its way do.
+        """
+        trial, found = self._rows.copy(), self._rows.find(rank)
+        gone: list[str] = []
+        victims = self._victims()
+        while found is None or not (self._free or gone):
+            victim = next(victims, None)
+            if victim is None:
+                return None
+            gone.append(victim)
+            room = trial.give_back(self._place_of[victim].rows)
+            if found is None and len(room) >= rows_for_rank(rank):
+                found = trial.find(rank)
+        in_the_way = [digest for digest in gone if _meet(self._place_of[digest].rows, found)]
+        return in_the_way if in_the_way or self._free else gone[:1]
+
+    def _evict(self, digest: str) -> None:
+        place = self._place_of.pop(digest)
+        self._rows.give_back(place.rows)
+        self._free.append(place.slot)
+        self.evictions += 1
+
+
+def _meet(one: range, other: range) -> bool:
+    return one.start < other.stop and other.start < one.stop

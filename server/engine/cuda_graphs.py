@@ -32,7 +32,7 @@ class GraphKey:
 
     rows: int  # with padding
     blocks: int  # of a block table
-    adapters: bool  # whether any row has one
+    rank_room: int  # for its adapters (SegmentPlan.rank_room); 0: there are none
 
     @classmethod
     def of(cls, plan: StepPlan) -> "GraphKey | None":
@@ -43,7 +43,7 @@ class GraphKey:
         blocks = LEAST_BLOCKS
         while blocks < plan.block_tables.shape[1]:
             blocks *= 4
-        return cls(plan.token_ids.shape[0], blocks, bool(plan.segments.live_slots))
+        return cls(plan.token_ids.shape[0], blocks, plan.segments.rank_room)
 
 
 class StepGraphs:
@@ -91,7 +91,7 @@ def static_plan(key: GraphKey, plan: StepPlan) -> StepPlan:
 
     Each row is a chunk and a segment of its own, as far as shapes go. What the plan says on the
     host (chunks, segments' items) is the first step's, and holds for others only in total: rows,
-    and whether adapters are used.
+    and the room for their ranks.
     """
     rows, device = key.rows, plan.token_ids.device
     every_row = torch.arange(rows + 1, device=device)

@@ -20,8 +20,9 @@ from adapters_store.errors import (
     InvalidRequest,
 )
 from server.adapters.methods import METHODS
-from server.adapters.methods.base import BoundMethod, SlotLimits
+from server.adapters.methods.base import BoundMethod
 from server.adapters.residency import Residency
+from server.adapters.slot_rows import SlotLimits, slot_limits
 from server.engine.base import LoadedBase, load_base, self_check
 from server.engine.base_files import digest_files, resolve_model
 from server.engine.cuda_graphs import CudaCapture
@@ -80,7 +81,8 @@ class Engine:
         max_model_len = _max_model_len(config, base, blocks)
         cache = _kv_cache(config, base, blocks)
         spec = BaseModel(Path(config.model).name, digest, base.architecture, base.shapes)
-        bound = _bind_methods(config, base)
+        slots = _slot_limits(config, base)
+        bound = _bind_methods(config, base, slots)
         self._block_size = config.block_size
         self._pool = BlockPool(blocks + 1, cache.wipe)
         self._prefixes = PrefixCache(
@@ -90,8 +92,7 @@ class Engine:
             source,
             spec,
             bound,
-            slots=config.max_resident_adapters,
-            max_rank=config.max_rank,
+            limits=slots,
             dtype=base.dtype,
             host_cache_bytes=config.host_cache_bytes,
         )
@@ -114,7 +115,7 @@ class Engine:
         self._step_s = 0.0
         self_check(base, self._paged_logits)
         load_s = time.perf_counter() - started
-        self.info = _info(config, base, digest, max_model_len, blocks, load_s)
+        self.info = _info(config, base, slots, digest, max_model_len, blocks, load_s)
 
     def submit(self, request: GenerationRequest) -> None:
         """Queues a request. Raises InvalidRequest or ContextLengthExceeded, and keeps nothing."""
@@ -200,6 +201,8 @@ class Engine:
             slot_misses=counts.slot_misses,
             slot_evictions=counts.slot_evictions,
             slot_leases=self._residency.slots.leases,
+            slot_rows_used=self._residency.slots.rows_used,
+            slot_rows_total=self._residency.slots.rows,
             host_hits=counts.host_hits,
             host_misses=counts.host_misses,
             host_evictions=counts.host_evictions,
@@ -328,6 +331,7 @@ def _kv_cache(config: EngineConfig, base: LoadedBase, blocks: int) -> KVCache:
 def _info(
     config: EngineConfig,
     base: LoadedBase,
+    slots: SlotLimits,
     digest: str,
     max_model_len: int,
     blocks: int,
@@ -348,6 +352,8 @@ def _info(
         quantization=config.quantization,
         modules=base.shapes,
         norms=base.norms,
+        slot_rows=slots.rows,
+        slot_row_bytes=slots.row_bytes,
         load_s=load_s,
     )
 
@@ -372,10 +378,25 @@ def _runner(
     return Runner(base, cache, bound, triton=triton, capture=capture)
 
 
-def _bind_methods(config: EngineConfig, base: LoadedBase) -> dict[str, BoundMethod]:
+def _slot_limits(config: EngineConfig, base: LoadedBase) -> SlotLimits:
+    """Slots as they were asked for. Raises EngineStartFailed if they would hold nothing."""
+    try:
+        return slot_limits(
+            base.shapes.values(),
+            base.dtype,
+            slots=config.max_resident_adapters,
+            max_rank=config.max_rank,
+            slot_bytes=config.slot_bytes,
+        )
+    except ValueError as error:
+        raise EngineStartFailed(f"--slot-bytes {config.slot_bytes}: {error}") from error
+
+
+def _bind_methods(
+    config: EngineConfig, base: LoadedBase, limits: SlotLimits
+) -> dict[str, BoundMethod]:
     """Every kind, bound to this base, by its name."""
     backend = default_backend(base.device, base.kernels, triton=_triton(config, base))
-    limits = SlotLimits(config.max_resident_adapters, config.max_rank)
     return {
         method.kind: method.bind(
             base.linears, limits=limits, dtype=base.dtype, device=base.device, backend=backend

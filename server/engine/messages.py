@@ -22,7 +22,8 @@ class EngineConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     max_resident_adapters: int = 8
-    max_rank: int = 64
+    max_rank: int | None = None  # of an adapter; None: what slots have room for
+    slot_bytes: int | None = None  # of all slots; None: each has room for max_rank, or for 64
     max_model_len: int | None = None  # tokens; None: the base's own
     kv_cache_bytes: int | None = None  # None: sized from free memory
     max_batch_tokens: int = 512  # per step
@@ -123,6 +124,8 @@ class EngineInfo:
     quantization: str  # of linear modules: "none", "int8"
     modules: dict[str, LinearShape]  # targetable modules of the base
     norms: dict[str, float]  # Frobenius, of their weights
+    slot_rows: int  # that all slots share: an adapter takes one for each of its ranks
+    slot_row_bytes: int  # of one of them, over all modules
     load_s: float
 
 
@@ -197,6 +200,8 @@ class Stats:
     slot_misses: int = 0
     slot_evictions: int = 0
     slot_leases: int = 0  # held now
+    slot_rows_used: int = 0
+    slot_rows_total: int = 0
     host_hits: int = 0
     host_misses: int = 0
     host_evictions: int = 0

@@ -11,6 +11,8 @@ from torch import Tensor
 NO_ADAPTER = -1
 """The slot of rows that only the base serves."""
 
+LEAST_RANK_ROOM = 16  # the next are 4, 16, 64 … times as much
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -43,6 +45,20 @@ class SegmentPlan:
     def live_slots(self) -> frozenset[int]:
         """Slots that at least one row uses."""
         return frozenset(item.slot for item in self.items if item.slot != NO_ADAPTER)
+
+    @property
+    def rank_room(self) -> int:
+        """The highest rank of any segment, rounded up to one of few numbers; 0 if none has one.
+
+        For what is launched by shapes alone: it may hold for later steps too.
+        """
+        highest = max((item.rank for item in self.items), default=0)
+        if highest == 0:
+            return 0
+        room = LEAST_RANK_ROOM
+        while room < highest:
+            room *= 4
+        return room
 
 
 def plan_segments(

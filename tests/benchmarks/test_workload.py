@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.peers import SCENARIOS
 from benchmarks.workload import (
+    HIGHEST_RANK,
     RANKS,
     Scenario,
     adapter_names,
@@ -39,6 +40,14 @@ def test_how_adapters_are_shared_out():
     )
     ranks = [number_and_rank(name)[1] for name in adapter_names(Scenario("ranks")) if name]
     assert set(ranks) == set(RANKS) and len(set(adapter_names(Scenario("ranks")))) == 16
+
+
+def test_one_of_high_rank_stands_among_the_low_ones():
+    low = adapter_names(Scenario("low-rank", sequences=64, adapters=64))
+    mixed = adapter_names(Scenario("one-high-rank", sequences=64, adapters=64))
+    different = [(a, b) for a, b in zip(low, mixed, strict=True) if a != b]
+    assert different == [(name_of(32, min(RANKS)), name_of(32, HIGHEST_RANK))]
+    assert {number_and_rank(name)[1] for name in low if name is not None} == {min(RANKS)}
 
 
 def test_zipf_prefers_the_first():

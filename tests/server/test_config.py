@@ -197,9 +197,12 @@ def test_base_name(tmp_path: Path) -> None:
 def test_the_engine_gets_its_slice_and_agrees_on_defaults(tmp_path: Path) -> None:
     defaults = load_settings({"model": "m"}).engine_config(model="m", blobs=tmp_path)
     assert defaults == EngineConfig(model="m", blobs=str(tmp_path))
-    told = load_settings({"max_rank": "8", "kv_cache_bytes": "1MiB", "threads": "2"})
+    told = load_settings(
+        {"max_rank": "8", "kv_cache_bytes": "1MiB", "slot_bytes": "2MiB", "threads": "2"}
+    )
     config = told.engine_config(model="m", blobs=tmp_path)
     assert (config.max_rank, config.kv_cache_bytes, config.threads) == (8, 1 << 20, 2)
+    assert config.slot_bytes == 2 << 20
 
 
 def test_the_data_directory_does_not_depend_on_where_one_stands(

@@ -4,6 +4,7 @@ from adapters_store.content import AdapterContent, AdapterFacts, BaseModel
 from adapters_store.errors import InvalidAdapter, UnsupportedAdapter
 from server.adapters.methods.base import AdapterMethod
 from server.adapters.methods.lora import LoraMethod
+from server.adapters.slot_rows import SlotLimits
 
 METHODS: dict[str, AdapterMethod] = {method.peft_type: method for method in (LoraMethod(),)}
 
@@ -23,9 +24,9 @@ def method_of(content: AdapterContent) -> AdapterMethod:
     return METHODS[peft_type]
 
 
-def check(content: AdapterContent, base: BaseModel, *, max_rank: int) -> AdapterFacts:
-    """Whether this adapter can be served on this base, and what it is.
+def check(content: AdapterContent, base: BaseModel, *, limits: SlotLimits) -> AdapterFacts:
+    """Whether this adapter can be served on this base with such slots, and what it is.
 
     Raises InvalidAdapter or UnsupportedAdapter, naming the tensor or key and the remedy.
     """
-    return method_of(content).check(content, base, max_rank=max_rank)
+    return method_of(content).check(content, base, limits=limits)

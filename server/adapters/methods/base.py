@@ -12,16 +12,10 @@ import torch
 from torch import Tensor
 
 from adapters_store.content import AdapterContent, AdapterFacts, BaseModel, LinearShape
+from server.adapters.slot_rows import SlotLimits
+from server.adapters.slots import SlotPlace
 from server.kernels.backend import LowRankBackend
 from server.kernels.segments import SegmentPlan
-
-
-@dataclass(frozen=True, slots=True)
-class SlotLimits:
-    """The shape of the stacked device tensors."""
-
-    slots: int
-    max_rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +27,7 @@ class HostAdapter:
 
     digest: str
     kind: str
-    rank: int
+    rank: int  # the largest over its modules: what its slot is sized by
     bytes: int
     layout: Any
 
@@ -58,12 +52,13 @@ class AdaptedLinears(Protocol):
 class BoundMethod(Protocol):
     """A kind bound to one base: its stacked slots, and the hooks that apply them."""
 
-    def write(self, slot: int, adapter: HostAdapter) -> None:
-        """Overwrites the slot. The caller guarantees that no lease is held on it."""
+    def write(self, place: SlotPlace, adapter: HostAdapter) -> None:
+        """Puts the adapter there. The caller guarantees that nobody holds a lease on the slot, nor
+        on any that had some of these rows."""
         ...
 
-    def clear(self, slot: int) -> None:
-        """Leaves nothing of this kind in the slot: another kind's adapter moves in."""
+    def clear(self, place: SlotPlace) -> None:
+        """Leaves nothing of this kind there: another kind's adapter moves in."""
         ...
 
     def await_copies(self, segments: SegmentPlan) -> None:
@@ -88,12 +83,14 @@ class AdapterMethod(Protocol):
     kind: str  # "lora"
     peft_type: str  # as adapter_config.json has it: "LORA"
 
-    def check(self, content: AdapterContent, base: BaseModel, *, max_rank: int) -> AdapterFacts:
+    def check(
+        self, content: AdapterContent, base: BaseModel, *, limits: SlotLimits
+    ) -> AdapterFacts:
         """Raises InvalidAdapter or UnsupportedAdapter naming the tensor or key, and the remedy."""
         ...
 
     def lay_out(
-        self, content: AdapterContent, base: BaseModel, *, max_rank: int, dtype: torch.dtype
+        self, content: AdapterContent, base: BaseModel, *, limits: SlotLimits, dtype: torch.dtype
     ) -> HostAdapter:
         """Checks again and converts; called in loader threads. Raises as `check` does."""
         ...

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adapters_store.content import AdapterContent, BaseModel
 from adapters_store.errors import InvalidAdapter, UnsupportedAdapter
+from server.adapters.slot_rows import SlotLimits
 
 HONOURED = frozenset(
     "peft_type r lora_alpha use_rslora rank_pattern alpha_pattern bias fan_in_fan_out "
@@ -73,7 +74,7 @@ class LoraModule:
     scale: float
 
 
-def read_lora(content: AdapterContent, base: BaseModel, *, max_rank: int) -> list[LoraModule]:
+def read_lora(content: AdapterContent, base: BaseModel, *, limits: SlotLimits) -> list[LoraModule]:
     """The adapter's updates, sorted by module name, every tensor accounted for.
 
     Raises InvalidAdapter or UnsupportedAdapter naming the key or tensor, and the remedy.
@@ -84,7 +85,7 @@ def read_lora(content: AdapterContent, base: BaseModel, *, max_rank: int) -> lis
     _check_targets(config.get("target_modules"), pairs)
     for key in ("rank_pattern", "alpha_pattern"):
         _check_pattern(key, config.get(key) or {}, pairs)
-    modules = [_module(name, pairs[name], config, base, max_rank) for name in sorted(pairs)]
+    modules = [_module(name, pairs[name], config, base, limits) for name in sorted(pairs)]
     if not any(module.scale for module in modules):
         raise InvalidAdapter(
             "adapter_config.json: lora_alpha is 0, so this adapter changes nothing; "
@@ -238,7 +239,7 @@ def _module(
     parts: Mapping[str, tuple[str, Tensor]],
     config: Mapping[str, Any],
     base: BaseModel,
-    max_rank: int,
+    limits: SlotLimits,
 ) -> LoraModule:
     rank = _by_pattern(config.get("rank_pattern") or {}, name, config["r"])
     alpha = float(_by_pattern(config.get("alpha_pattern") or {}, name, config["lora_alpha"]))
@@ -254,10 +255,8 @@ def _module(
                 f"{base.name!r} and rank {rank} need {list(wanted)}; "
                 "train the adapter on this base, or correct r in adapter_config.json"
             )
-    if rank > max_rank:
-        raise InvalidAdapter(
-            f"tensor {a_name!r} has rank {rank}, over this server's limit of {max_rank}; "
-            f"train with r ≤ {max_rank}, or start the server with --max-rank {rank}"
-        )
+    excess = limits.excess(rank)
+    if excess is not None:
+        raise InvalidAdapter(f"tensor {a_name!r} has rank {rank}, {excess}")
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     return LoraModule(name, a, b, rank, scale)

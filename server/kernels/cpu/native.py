@@ -21,7 +21,7 @@ SILU, GELU_TANH = 0, 1
 
 
 class Segment(Structure):
-    _fields_ = [("start", c_int64), ("count", c_int64), ("slot", c_int64)]
+    _fields_ = [("start", c_int64), ("count", c_int64), ("slot", c_int64), ("row", c_int64)]
 
 
 class LoraMember(Structure):
@@ -40,7 +40,6 @@ class Lora(Structure):
         ("dtype", c_int32),
         ("members", c_int32),
         ("segments", c_int64),
-        ("max_rank", c_int64),
         ("in_features", c_int64),
         ("x_stride", c_int64),
         ("x", c_void_p),

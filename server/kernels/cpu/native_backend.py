@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from server.kernels.backend import Stack, check_cover
+from server.kernels.backend import SlotStarts, Stack, check_cover
 from server.kernels.cpu.native import (
     DTYPES,
     Hook,
@@ -40,10 +40,13 @@ class NativeBackend:
         self._step = Segments()  # what hooks read, whichever group is theirs
         self._kept: list[Any] = []  # what hooks point to
 
-    def prepare(self, segments: SegmentPlan) -> PreparedSegments:
+    def prepare(self, segments: SegmentPlan, starts: SlotStarts) -> PreparedSegments:
         live = [item for item in segments.items if item.slot != NO_ADAPTER]
         array = (Segment * max(1, len(live)))(
-            *((item.start, item.end - item.start, item.slot) for item in live)
+            *(
+                (item.start, item.end - item.start, item.slot, starts.host[item.slot])
+                for item in live
+            )
         )
         prepared = PreparedSegments(segments, array, len(live))
         self._step.count, self._step.first = len(live), array
@@ -51,10 +54,10 @@ class NativeBackend:
 
     def hook(self, stacks: Sequence[Stack]) -> Hook:
         members = (LoraMember * len(stacks))(*(_member(stack) for stack in stacks))
-        widths = [stack.b.shape[2] for stack in stacks]
+        widths = [stack.b.shape[1] for stack in stacks]
         columns = (ctypes.c_int64 * len(stacks))(*accumulate(widths[:-1], initial=0))
         a = stacks[0].a
-        job = Lora(DTYPES[a.dtype], len(stacks), 0, a.shape[1], a.shape[2], member=members)
+        job = Lora(DTYPES[a.dtype], len(stacks), 0, a.shape[1], member=members)
         context = LoraHook(job, columns, ctypes.pointer(self._step))
         self._kept.append(context)
         return Hook(self._kernels.lora_hook, ctypes.addressof(context))
@@ -78,7 +81,6 @@ class NativeBackend:
             DTYPES[x.dtype],
             len(stacks),
             prepared.count,
-            stacks[0].a.shape[1],
             x.shape[1],
             x.stride(0),
             x.data_ptr(),
@@ -94,5 +96,5 @@ def _member(stack: Stack) -> LoraMember:
         stack.a.data_ptr(),
         stack.b.data_ptr(),
         stack.ranks.data_ptr(),
-        out_features=stack.b.shape[2],
+        out_features=stack.b.shape[1],
     )

@@ -1,19 +1,22 @@
 """Shrink and expand of torch's own batched matmuls: for machines without the native library.
 
 Two regimes, told apart once per step. Long segments (prefill) are one matmul each: their weights
-are read once for many rows. Short segments (decodes, a few rows each) share batched matmuls over
-a window of slots: reading the weights is nearly all of their cost, so the stacked tensors are
-used in place, as a view, whenever the live slots lie close together, and gathered when not.
+are read once for many rows. Short segments (decodes, a few rows each) share batched matmuls, one
+for the slots of each size, so that none pays for a higher rank. Reading the weights is nearly all
+of their cost, so the stacked tensors are used in place, as a view, whenever these slots lie at even
+distances and close together, and gathered when not.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import gcd
 
 import torch
 from torch import Tensor
 
-from server.kernels.backend import Stack, check_cover
-from server.kernels.segments import NO_ADAPTER, Segment, SegmentPlan
+from server.kernels.backend import SlotStarts, Stack, check_cover, rows_for_rank
+from server.kernels.segments import Segment, SegmentPlan
 
 SHORT_SEGMENT_ROWS = 8
 """Segments of at most so many rows go to the batched matmul; above it one matmul each wins."""
@@ -23,16 +26,40 @@ MAX_WINDOW_WASTE = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """Places in a stack's rows at even distances: `count` of them, `step` apart from `first` on."""
+
+    first: int
+    step: int
+    count: int
+
+    def of(self, rows: Tensor, rank: int) -> Tensor:
+        """`rank` rows from each place on, of rows [rows, width], as a view [count, width, rank]."""
+        end = self.first + (self.count - 1) * self.step + rank
+        return rows[self.first : end].unfold(0, rank, self.step)
+
+
+@dataclass(frozen=True, slots=True)
 class ShortGroup:
-    """Short segments as one batch: `cells` says where each row lies in [batch, depth]."""
+    """Short segments of slots of one size as one batch: `cells` says where each row lies in
+    [batch, depth]."""
 
     rows: Tensor  # [rows] int64, rows of the step
     cells: Tensor | None  # [rows] int64, into batch × depth flattened; None: row i is cell i
     batch: int
     depth: int  # rows of the fullest slot
     rank: int  # the highest live rank
-    window: slice | Tensor  # of slots: a slice to view, or [batch] int64 to gather
+    places: Window | Tensor  # of slots in a stack: a view, or [batch, rank] int64 to gather
     span: slice | None  # the rows, where they are one run without a gap
+
+
+@dataclass(frozen=True, slots=True)
+class LongSegment:
+    """Rows `start` up to `end` of a step, and their slot's rows in a stack."""
+
+    start: int
+    end: int
+    rows: slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +68,8 @@ class PreparedSegments:
 
     plan: SegmentPlan
     live: Tensor  # [slots in use] int64
-    long: tuple[Segment, ...]
-    short: ShortGroup | None
+    long: tuple[LongSegment, ...]
+    short: tuple[ShortGroup, ...]
 
 
 class TorchCpuBackend:
@@ -50,12 +77,23 @@ class TorchCpuBackend:
 
     name = "torch"
 
-    def prepare(self, segments: SegmentPlan) -> PreparedSegments:
-        live = [item for item in segments.items if item.slot != NO_ADAPTER]
-        short = [item for item in live if item.end - item.start <= SHORT_SEGMENT_ROWS]
-        long = tuple(item for item in live if item.end - item.start > SHORT_SEGMENT_ROWS)
-        slots = torch.tensor(sorted(segments.live_slots), dtype=torch.int64)
-        return PreparedSegments(segments, slots, long, _group(short) if short else None)
+    def prepare(self, segments: SegmentPlan, starts: SlotStarts) -> PreparedSegments:
+        long: list[LongSegment] = []
+        short: dict[int, list[Segment]] = {}  # by the size of their slots
+        for item in segments.items:
+            if item.rank == 0:  # the base's own
+                continue
+            if item.end - item.start <= SHORT_SEGMENT_ROWS:
+                short.setdefault(rows_for_rank(item.rank), []).append(item)
+            else:
+                first = starts.host[item.slot]
+                long.append(LongSegment(item.start, item.end, slice(first, first + item.rank)))
+        return PreparedSegments(
+            plan=segments,
+            live=torch.tensor(sorted(segments.live_slots), dtype=torch.int64),
+            long=tuple(long),
+            short=tuple(_group(items, starts.host) for items in short.values()),
+        )
 
     def hook(self, stacks: Sequence[Stack]) -> None:
         return None
@@ -68,23 +106,28 @@ class TorchCpuBackend:
         prepared: PreparedSegments,
     ) -> None:
         check_cover(x, prepared.plan)
-        group = prepared.short
-        batched = None if group is None else _batched(x, group)
+        batches = [(_batched(x, group), group) for group in prepared.short]
         for stack, out in zip(stacks, outs, strict=True):
             if not stack.ranks[prepared.live].any():
                 continue
             for item in prepared.long:
-                y = x[item.start : item.end] @ stack.a[item.slot, : item.rank].T
-                out[item.start : item.end].addmm_(y, stack.b[item.slot, : item.rank])
-            if group is not None and batched is not None:
+                y = x[item.start : item.end] @ stack.a[item.rows].T
+                out[item.start : item.end].addmm_(y, stack.b[item.rows])
+            for batched, group in batches:
                 _add_short(batched, stack, group, out)
 
 
 def _add_short(batched: Tensor, stack: Stack, group: ShortGroup, out: Tensor) -> None:
-    """The update of the group's rows, `batched` [batch, depth, in], into out [tokens, out]."""
-    a = stack.a[group.window, : group.rank]
-    b = stack.b[group.window, : group.rank]
-    delta = torch.bmm(torch.bmm(batched, a.transpose(1, 2)), b).flatten(0, 1)
+    """The update of the group's rows, `batched` [batch, depth, in], into out [tokens, out].
+
+    The group's rank may be higher than a slot's own in this module: the rows between are zero.
+    """
+    if isinstance(group.places, Window):
+        a = group.places.of(stack.a, group.rank)
+        b = group.places.of(stack.b, group.rank).transpose(1, 2)
+    else:
+        a, b = stack.a[group.places].transpose(1, 2), stack.b[group.places]
+    delta = torch.bmm(torch.bmm(batched, a), b).flatten(0, 1)
     if group.cells is not None:
         delta = delta[group.cells]
     if group.span is not None:
@@ -93,22 +136,23 @@ def _add_short(batched: Tensor, stack: Stack, group: ShortGroup, out: Tensor) ->
         out.index_add_(0, group.rows, delta)
 
 
-def _group(short: list[Segment]) -> ShortGroup:
-    """Lays short segments out as one batch with a line of cells per slot."""
+def _group(short: list[Segment], starts: list[int]) -> ShortGroup:
+    """Lays short segments, of slots of one size, out as one batch with a line of cells per slot."""
     rows_of: dict[int, list[int]] = {}
     for item in short:
         rows_of.setdefault(item.slot, []).extend(range(item.start, item.end))
-    slots = sorted(rows_of)
-    low, width = slots[0], slots[-1] - slots[0] + 1
+    slots = sorted(rows_of, key=lambda slot: starts[slot])
+    rank = max(item.rank for item in short)
     depth = max(len(rows) for rows in rows_of.values())
-    if width <= MAX_WINDOW_WASTE * len(slots):
-        line_of = {slot: slot - low for slot in slots}
-        window: slice | Tensor = slice(low, low + width)
-        batch = width
-    else:
+    window = _window([starts[slot] for slot in slots], rank)
+    if window is None:
         line_of = {slot: line for line, slot in enumerate(slots)}
-        window = torch.tensor(slots)
-        batch = len(slots)
+        firsts = torch.tensor([starts[slot] for slot in slots])
+        places: Window | Tensor = firsts[:, None] + torch.arange(rank)
+    else:
+        line_of = {slot: (starts[slot] - window.first) // window.step for slot in slots}
+        places = window
+    batch = len(slots) if window is None else window.count
     rows, cells = [], []
     for slot in slots:
         for place, row in enumerate(rows_of[slot]):
@@ -121,10 +165,19 @@ def _group(short: list[Segment]) -> ShortGroup:
         cells=None if in_order else torch.tensor(cells),
         batch=batch,
         depth=depth,
-        rank=max(item.rank for item in short),
-        window=window,
+        rank=rank,
+        places=places,
         span=slice(rows[0], rows[-1] + 1) if gapless else None,
     )
+
+
+def _window(starts: list[int], rank: int) -> Window | None:
+    """The view that holds slots at these places, lowest first; None where gathering wins."""
+    step = gcd(*(after - before for before, after in pairwise(starts))) or rank
+    count = (starts[-1] - starts[0]) // step + 1
+    if step < rank or count > MAX_WINDOW_WASTE * len(starts):
+        return None
+    return Window(starts[0], step, count)
 
 
 def _batched(x: Tensor, group: ShortGroup) -> Tensor:

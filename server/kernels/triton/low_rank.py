@@ -1,7 +1,8 @@
 """Shrink and expand over tiles of segments, for up to three modules that read one input.
 
 Source of the terms: SGMV and BGMV, Punica, arXiv:2310.18547. Work and memory reads end at the rank
-of each slot in each module, which is read on the device; rows without an adapter are not touched.
+of each slot in each module, which is read on the device, as is where the slot's rows begin; rows
+without an adapter are not touched.
 """
 
 import torch
@@ -25,33 +26,37 @@ def add(
     stacks: tuple[Stack, ...],
     outs: tuple[Tensor, ...],
     slots: Tensor,
+    starts: Tensor,
     tiles: Tensor,
     tile_rows: int,
+    rank_room: int,
 ) -> None:
     """outs[i][t] += x[t] @ a_i[s].T @ b_i[s] for each row t of a tile with slot s; sums in float32.
 
     x [tokens, in] and outs[i] [tokens, out_i], rows any distance apart; slots [segments] int32;
-    tiles as `tiles.cut` gives them for the segments. 1 to MAX_MEMBERS stacks of one max_rank.
+    starts [slots] int32, where a slot's rows begin; tiles as `tiles.cut` gives them for the
+    segments, of which none has a rank over `rank_room`. 1 to MAX_MEMBERS stacks.
     """
     rows, width = x.shape
-    members, max_rank = len(stacks), stacks[0].a.shape[1]
-    form, rank_block = dot_form(x.dtype), min(MAX_RANK_BLOCK, block_for(max_rank))
+    members = len(stacks)
+    form, rank_block = dot_form(x.dtype), min(MAX_RANK_BLOCK, block_for(rank_room))
     a, b = _padded([s.a for s in stacks]), _padded([s.b for s in stacks])
     ranks = _padded([s.ranks if s.device_ranks is None else s.device_ranks for s in stacks])
     targets, widths = _padded(outs), [out.shape[1] for out in outs]
     widths += [0] * (MAX_MEMBERS - members)
-    rank_blocks = -(-max_rank // rank_block)
+    rank_blocks = -(-rank_room // rank_block)
     splits, split_width = _splits(width, tiles.shape[0] * members * rank_blocks)
-    y = torch.empty(splits, members, rows, max_rank, dtype=torch.float32, device=x.device)
+    y = torch.empty(splits, members, rows, rank_room, dtype=torch.float32, device=x.device)
     _shrink[(tiles.shape[0], members * rank_blocks, splits)](
-        x, x.stride(0), tiles, slots, *a, *ranks, y, rows, width, max_rank, members, split_width,
+        x, x.stride(0), tiles, slots, starts, *a, *ranks, y,
+        rows, width, rank_room, members, split_width,
         ROWS=tile_rows, RANKS=rank_block, WIDTH=SHRINK_WIDTH,
         DOT=form.dtype, PRECISION=form.precision,
     )  # fmt: skip
     column_blocks = sum(-(-size // EXPAND_COLUMNS) for size in widths)
     _expand[(tiles.shape[0], column_blocks)](
-        y, tiles, slots, *b, *ranks, *targets, *(out.stride(0) for out in targets), *widths,
-        rows, max_rank, members, splits,
+        y, tiles, slots, starts, *b, *ranks, *targets, *(out.stride(0) for out in targets), *widths,
+        rows, rank_room, members, splits,
         ROWS=tile_rows, RANKS=rank_block, COLUMNS=EXPAND_COLUMNS,
         DOT=form.dtype, PRECISION=form.precision,
     )  # fmt: skip
@@ -78,19 +83,19 @@ def _of(member, first, second, third):
 
 @triton.jit
 def _shrink(
-    x_ptr, x_stride, tiles_ptr, slots_ptr,
+    x_ptr, x_stride, tiles_ptr, slots_ptr, starts_ptr,
     a0_ptr, a1_ptr, a2_ptr, ranks0_ptr, ranks1_ptr, ranks2_ptr,
-    y_ptr, rows, width, max_rank, members, split_width,
+    y_ptr, rows, width, rank_room, members, split_width,
     ROWS: tl.constexpr, RANKS: tl.constexpr, WIDTH: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y [splits, members, rows, max_rank]: a tile's products with RANKS rows of one module's a.
+    """y [splits, members, rows, rank_room]: a tile's products with RANKS rows of one module's a.
 
     Each split stores its own sums, which expand adds up in order: the same step always gives the
     same bits. What lies above a slot's rank is left unwritten.
     """
     tile = tl.program_id(0)
-    rank_blocks = tl.cdiv(max_rank, RANKS)
+    rank_blocks = tl.cdiv(rank_room, RANKS)
     member = tl.program_id(1) // rank_blocks
     first_rank = tl.program_id(1) % rank_blocks * RANKS
     split = tl.program_id(2)
@@ -111,7 +116,7 @@ def _shrink(
     ranks_in = (r < rank)[:, None]
     line = (tl.load(tiles_ptr + 3 * tile + 1) + row).to(tl.int64)
     x_rows = x_ptr + line[:, None] * x_stride
-    a_rows = a_ptr + (slot * max_rank + r)[:, None] * width
+    a_rows = a_ptr + (tl.load(starts_ptr + slot).to(tl.int64) + r)[:, None] * width
     sums = tl.zeros([ROWS, RANKS], dtype=tl.float32)
     begin = split * split_width
     end = tl.minimum(begin + split_width, width)
@@ -120,16 +125,16 @@ def _shrink(
         x = tl.load(x_rows + k, mask=rows_in & (k < end), other=0.0)
         a = tl.load(a_rows + k, mask=ranks_in & (k < end), other=0.0)
         sums = tl.dot(x.to(DOT), tl.trans(a.to(DOT)), sums, input_precision=PRECISION)
-    y_rows = y_ptr + (((split * members + member) * rows + line) * max_rank)[:, None]
+    y_rows = y_ptr + (((split * members + member) * rows + line) * rank_room)[:, None]
     tl.store(y_rows + r[None, :], sums, mask=rows_in & (r < rank)[None, :])
 
 
 @triton.jit
 def _expand(
-    y_ptr, tiles_ptr, slots_ptr,
+    y_ptr, tiles_ptr, slots_ptr, starts_ptr,
     b0_ptr, b1_ptr, b2_ptr, ranks0_ptr, ranks1_ptr, ranks2_ptr,
     out0_ptr, out1_ptr, out2_ptr, stride0, stride1, stride2, width0, width1, width2,
-    rows, max_rank, members, splits,
+    rows, rank_room, members, splits,
     ROWS: tl.constexpr, RANKS: tl.constexpr, COLUMNS: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -158,14 +163,15 @@ def _expand(
     column = (block * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     rows_in = (row < count)[:, None]
     line = (tl.load(tiles_ptr + 3 * tile + 1) + row).to(tl.int64)
+    start = tl.load(starts_ptr + slot).to(tl.int64)
     sums = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
     for first_rank in range(0, rank, RANKS):
         r = first_rank + tl.arange(0, RANKS)
         y = tl.zeros([ROWS, RANKS], dtype=tl.float32)
         for split in range(0, splits):
-            y_rows = y_ptr + (((split * members + member) * rows + line) * max_rank)[:, None]
+            y_rows = y_ptr + (((split * members + member) * rows + line) * rank_room)[:, None]
             y += tl.load(y_rows + r[None, :], mask=rows_in & (r < rank)[None, :], other=0.0)
-        b_rows = b_ptr + (slot * max_rank + r)[:, None] * width
+        b_rows = b_ptr + (start + r)[:, None] * width
         b = tl.load(b_rows + column, mask=(r < rank)[:, None] & (column < width), other=0.0)
         sums = tl.dot(y.to(b.dtype).to(DOT), b.to(DOT), sums, input_precision=PRECISION)
     out_at = out_ptr + line[:, None] * stride + column

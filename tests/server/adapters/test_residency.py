@@ -3,6 +3,7 @@ import torch
 from adapters_store.content import AdapterContent, BaseModel
 from adapters_store.errors import AdapterNotFound
 from server.adapters.residency import Residency
+from server.adapters.slot_rows import SlotLimits
 
 
 class ThreadsSource:
@@ -21,9 +22,8 @@ def test_a_loader_starts_no_workers_that_would_compete_with_the_steps() -> None:
     base = BaseModel("base", "0" * 64, "LlamaForCausalLM", {})
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    residency = Residency(
-        source, base, {}, slots=1, max_rank=8, dtype=torch.float32, host_cache_bytes=1
-    )
+    limits = SlotLimits(slots=1, rows=8, row_bytes=1)
+    residency = Residency(source, base, {}, limits=limits, dtype=torch.float32, host_cache_bytes=1)
     try:
         residency.request("a" * 64)
         residency.wait(10)

@@ -78,6 +78,8 @@ class ScriptedEngine:
             quantization="none",
             modules={"model.layers.0.self_attn.q_proj": LinearShape(8, 8)},
             norms={"model.layers.0.self_attn.q_proj": 2.0},
+            slot_rows=64,
+            slot_row_bytes=64,
             load_s=0.1,
         )
 

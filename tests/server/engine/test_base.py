@@ -77,6 +77,7 @@ def test_pickled_weights_are_never_read(llama: Path, tmp_path: Path) -> None:
     [
         ({"max_model_len": 9999}, "--max-model-len 9999 is over the 256 positions"),
         ({"kv_cache_bytes": 10}, "raise --kv-cache-bytes"),
+        ({"slot_bytes": 10}, "--slot-bytes 10: the smallest adapter takes .* bytes on this base"),
         ({"kv_cache_bytes": 100_000, "max_model_len": 250}, "over the .* tokens that the KV cache"),
         ({"device": "cuda:7"}, "--device cuda:7 cannot be used"),
     ],

@@ -69,13 +69,13 @@ class RunAgain:
 
 def test_mixed_traffic_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts in chunks and mixed steps run as they come, decodes as graphs; one slot for two
-    adapters, so that it is written again under graphs that are kept."""
+    adapters, so that it is written again under graphs that are kept, those of each its own."""
     monkeypatch.setattr(engine_module, "triton_usable", lambda device: True)
     monkeypatch.setattr(engine_module, "CudaCapture", RunAgain)
     base = make_base(SMALL, tmp_path / "base")
     folders = {
         recipe.name: make_adapter(base, SMALL, recipe, tmp_path / recipe.name, seed=seed)
-        for seed, recipe in enumerate(RECIPES[:2])
+        for seed, recipe in enumerate((RECIPES[0], RECIPES[5]))
     }
     config = EngineConfig(
         model=str(base),
@@ -83,7 +83,7 @@ def test_mixed_traffic_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         dtype="float32",
         device="cpu",
         max_resident_adapters=1,
-        max_rank=16,
+        max_rank=24,
         kv_cache_bytes=kv_bytes(base, 20, 8),
         max_batch_tokens=24,
         block_size=8,
@@ -91,7 +91,7 @@ def test_mixed_traffic_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     source = FolderSource(folders)
     engine = Engine(config, source)
     prompts = random_prompts(4, VOCAB, (3, 28), seed=1)
-    names = [None, "all", "attention-rs", "all"]
+    names = [None, "all", "wide", "all"]
     calls = [
         Call(str(n), name, prompt, max_tokens=3 + n % 2, at_step=n)
         for n, (name, prompt) in enumerate(zip(names, prompts, strict=True))
@@ -99,6 +99,9 @@ def test_mixed_traffic_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     try:
         outcomes = play(engine, calls, source.digests)
         assert engine.stats().slot_evictions > 0
+        graphs = engine._runner.graphs
+        assert graphs is not None
+        assert {16, 64} <= {key.rank_room for key in graphs._steps}
         assert_nothing_held(engine)
     finally:
         engine.close()
@@ -109,7 +112,7 @@ def test_mixed_traffic_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_step_is_copied_into_its_graphs_plan() -> None:
     first = _decodes([(5, 0), (40, 1), (17, NO_ADAPTER)])
     key = GraphKey.of(first)
-    assert key == GraphKey(rows=4, blocks=16, adapters=True)
+    assert key == GraphKey(rows=4, blocks=16, rank_room=16)
     static = static_plan(key, first)
     load(static, first)
     load(static, second := _decodes([(9, 1), (3, 1), (4, 1), (100, NO_ADAPTER)]))
@@ -126,8 +129,8 @@ def test_a_step_is_copied_into_its_graphs_plan() -> None:
 
 
 def test_only_plain_decodes_have_a_key() -> None:
-    assert GraphKey.of(_decodes([(5, NO_ADAPTER)])) == GraphKey(1, 16, adapters=False)
-    assert GraphKey.of(_decodes([(300, NO_ADAPTER)])) == GraphKey(1, 64, adapters=False)
+    assert GraphKey.of(_decodes([(5, NO_ADAPTER)])) == GraphKey(1, 16, rank_room=0)
+    assert GraphKey.of(_decodes([(300, NO_ADAPTER)])) == GraphKey(1, 64, rank_room=0)
     prompt = _sequence(9)
     assert GraphKey.of(_plan([Chunk(_sequence(5), 4, 1), Chunk(prompt, 0, 9)])) is None
     assert GraphKey.of(_plan([Chunk(prompt, 3, 1)])) is None, "its token is not the last"

@@ -31,7 +31,7 @@ class Reads:
     """Stands in for Residency's reading: a digest is at hand once it is in `at_hand`."""
 
     def __init__(self, slots: int, at_hand: set[str]) -> None:
-        self.slots = SlotTable(slots)
+        self.slots = SlotTable(slots, rows=8 * slots)
         self.ranks = [4] * slots
         self.at_hand = at_hand
 
@@ -42,7 +42,7 @@ class Reads:
         return digest in self.at_hand
 
     def try_lease(self, digest: str) -> SlotLease | None:
-        if not self.slots.holds(digest) and self.slots.assign(digest) is None:
+        if not self.slots.holds(digest) and self.slots.assign(digest, rank=4) is None:
             return None
         return self.slots.lease(digest)
 

@@ -31,7 +31,7 @@ from server.engine.wire import FROM_ENGINE, HEADER, TO_ENGINE, Codec
 PARAMS = SamplingParams(7, seed=-(2**63), stop_token_ids=(1, 2), logprobs=3, temperature=0)
 INFO = EngineInfo(
     "Llama", "d" * 64, "bfloat16", "cpu", 10, 20, (1,), 5, 16, 1, "torch", "none",
-    {"model.q_proj": LinearShape(3, 4)}, {"model.q_proj": 2.5}, 0.5,
+    {"model.q_proj": LinearShape(3, 4)}, {"model.q_proj": 2.5}, 64, 28, 0.5,
 )  # fmt: skip
 EVENTS = (
     TokenEvent("a", 0, 5, None, -0.5, ((5, -0.5), (6, -1.0)), Timing(0.1, 0.0, 0.2), 4),

@@ -4,16 +4,21 @@ import random
 
 import pytest
 import torch
-from torch import Tensor
 
-from server.kernels.backend import LowRankBackend, ReferenceBackend, Stack
+from server.kernels.backend import LowRankBackend, ReferenceBackend
 from server.kernels.cpu.native import load_native
 from server.kernels.cpu.native_backend import NativeBackend
-from server.kernels.cpu.torch_backend import TorchCpuBackend
+from server.kernels.cpu.torch_backend import ShortGroup, TorchCpuBackend, Window
 from server.kernels.segments import NO_ADAPTER, plan_segments
+from tests.support.low_rank import Layout, loop, random_pairs
 
-SLOTS, MAX_RANK, IN, OUT = 12, 64, 40, 56
-RANKS_OF_4 = torch.tensor([4, 4, 4], dtype=torch.int32)
+SLOTS, IN, OUT = 12, 40, 56
+RANKS = {
+    **{f"rank {rank}": [rank] * SLOTS for rank in (1, 8, 24, 64)},
+    "one of 128": [8] * 5 + [128] + [8] * 6,
+    "mixed": [random.Random(slot).randint(1, 256) for slot in range(SLOTS)],
+}
+CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
 
 BACKENDS: list[LowRankBackend] = [
@@ -38,45 +43,27 @@ MIXES: dict[str, list[tuple[int, int]]] = {  # (rows, slot) runs
 }
 
 
-def loop(x: Tensor, a: Tensor, b: Tensor, runs: list[tuple[int, int]], ranks: list[int]) -> Tensor:
-    """The update of each row by itself, in float64."""
-    a, b, rows = a.double(), b.double(), []
-    for count, slot in runs:
-        for _ in range(count):
-            row = x[len(rows)].double()
-            if slot == NO_ADAPTER:
-                rows.append(torch.zeros(b.shape[2], dtype=torch.float64))
-            else:
-                r = ranks[slot]
-                rows.append(row @ a[slot, :r].T @ b[slot, :r])
-    return torch.stack(rows)
-
-
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("rank", [1, 8, 24, 64, None], ids=lambda r: f"rank {r or 'mixed'}")
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("shuffled", [False, True], ids=["in order", "shuffled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_equals_a_loop_over_rows(
-    backend: LowRankBackend, mix: str, rank: int | None, dtype: torch.dtype
+    backend: LowRankBackend, mix: str, ranks: str, shuffled: bool, dtype: torch.dtype
 ) -> None:
-    runs = MIXES[mix]
-    draw = random.Random(0)
-    ranks = [rank or draw.randint(1, MAX_RANK) for _ in range(SLOTS)]
+    runs, highest = MIXES[mix], RANKS[ranks]
+    layout = Layout.of(highest, CPU, shuffled=shuffled)
     generator = torch.Generator().manual_seed(0)
     tokens = sum(count for count, _ in runs)
     x = torch.randn(tokens, IN, generator=generator).to(dtype)
-    a, b = torch.zeros(SLOTS, MAX_RANK, IN), torch.zeros(SLOTS, MAX_RANK, OUT)
-    for slot, r in enumerate(ranks):
-        a[slot, :r] = torch.randn(r, IN, generator=generator) / IN**0.5
-        b[slot, :r] = torch.randn(r, OUT, generator=generator) / r**0.5
-    a, b = a.to(dtype), b.to(dtype)
+    pairs = random_pairs(highest, IN, OUT, dtype, generator)
     base = torch.randn(tokens, OUT, generator=generator).to(dtype)
     out = base.clone()
 
-    prepared = backend.prepare(plan_segments(runs, ranks))
-    backend.add(x, [Stack(a, b, torch.tensor(ranks, dtype=torch.int32))], [out], prepared)
+    prepared = backend.prepare(plan_segments(runs, highest), layout.starts)
+    backend.add(x, [layout.stack(pairs, CPU)], [out], prepared)
 
-    expected = base.double() + loop(x, a, b, runs, ranks)
+    expected = base.double() + loop(x, pairs, runs)
     torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     without = [slot == NO_ADAPTER for count, slot in runs for _ in range(count)]
     assert torch.equal(out[torch.tensor(without)], base[torch.tensor(without)]), "base rows changed"
@@ -101,19 +88,38 @@ def test_odd_sizes_and_every_number_of_rows(
     generator = torch.Generator().manual_seed(2)
     tokens = sum(count for count, _ in runs)
     x = torch.randn(tokens, width_in, generator=generator).to(dtype)
-    a, b = torch.zeros(slots, max(ranks), width_in), torch.zeros(slots, max(ranks), width_out)
-    for slot, r in enumerate(ranks):
-        a[slot, :r] = torch.randn(r, width_in, generator=generator) / width_in**0.5
-        b[slot, :r] = torch.randn(r, width_out, generator=generator) / r**0.5
-    a, b = a.to(dtype), b.to(dtype)
+    layout = Layout.of(ranks, CPU)
+    pairs = random_pairs(ranks, width_in, width_out, dtype, generator)
     base = torch.randn(tokens, width_out, generator=generator).to(dtype)
     out = base.clone()
-    stack = Stack(a, b, torch.tensor(ranks, dtype=torch.int32))
 
-    backend.add(x, [stack], [out], backend.prepare(plan_segments(runs, ranks)))
+    prepared = backend.prepare(plan_segments(runs, ranks), layout.starts)
+    backend.add(x, [layout.stack(pairs, CPU)], [out], prepared)
 
-    expected = base.double() + loop(x, a, b, runs, list(ranks))
+    expected = base.double() + loop(x, pairs, runs)
     torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+def test_torchs_form_batches_slots_of_one_size_and_views_them_where_they_lie_evenly() -> None:
+    """One of 128 makes no other pay; gaps are read over; where none is even, rows are gathered."""
+    ranks = [8, 5, 128, 8, 16, 16, 16, 16]
+    layout = Layout.of(ranks, CPU, shuffled=False)
+    runs = [(1, slot) for slot in range(8)]
+    prepared = TorchCpuBackend().prepare(plan_segments(runs, ranks), layout.starts)
+    small, large, middle = prepared.short
+    assert (small.rank, large.rank, middle.rank) == (8, 128, 16)
+    assert isinstance(small.places, torch.Tensor)
+    assert large.places == Window(first=16, step=128, count=1)
+    assert middle.places == Window(first=152, step=16, count=4)
+
+    def group(*slots: int) -> ShortGroup:
+        plan = plan_segments([(1, slot) for slot in slots], ranks)
+        (only,) = TorchCpuBackend().prepare(plan, layout.starts).short
+        return only
+
+    assert group(4, 6).places == Window(first=152, step=32, count=2)
+    assert group(7, 4, 5).places == Window(first=152, step=16, count=4)
+    assert group(0, 1).places == Window(first=0, step=8, count=2)
 
 
 NATIVE = [backend for backend in BACKENDS if isinstance(backend, NativeBackend)]
@@ -130,19 +136,19 @@ def test_a_row_does_not_depend_on_what_shares_its_batch(
     generator = torch.Generator().manual_seed(3)
     tokens, threads = sum(count for count, _ in runs), torch.get_num_threads()
     x = torch.randn(tokens, width_in, generator=generator).to(dtype)
-    a = torch.randn(4, MAX_RANK, width_in, generator=generator).to(dtype)
-    b = torch.randn(4, MAX_RANK, width_out, generator=generator).to(dtype)
-    stack = Stack(a, b, torch.tensor(ranks, dtype=torch.int32))
+    layout = Layout.of(ranks, CPU)
+    stack = layout.stack(random_pairs(ranks, width_in, width_out, dtype, generator), CPU)
     together, alone = torch.zeros(2, tokens, width_out).to(dtype)
     row_slots = [slot for count, slot in runs for _ in range(count)]
     try:
         for count in (2, 1):
             torch.set_num_threads(count)
             together.zero_()
-            backend.add(x, [stack], [together], backend.prepare(plan_segments(runs, ranks)))
+            prepared = backend.prepare(plan_segments(runs, ranks), layout.starts)
+            backend.add(x, [stack], [together], prepared)
             alone.zero_()
             for row, slot in enumerate(row_slots):
-                prepared = backend.prepare(plan_segments([(1, slot)], ranks))
+                prepared = backend.prepare(plan_segments([(1, slot)], ranks), layout.starts)
                 backend.add(x[row : row + 1], [stack], [alone[row : row + 1]], prepared)
             assert torch.equal(together, alone)
     finally:
@@ -152,12 +158,14 @@ def test_a_row_does_not_depend_on_what_shares_its_batch(
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 def test_a_poisoned_slot_leaves_other_rows_as_they_are(backend: LowRankBackend) -> None:
     runs = [(1, 0), (1, 1), (1, 2), (20, 1), (1, NO_ADAPTER)]
-    prepared = backend.prepare(plan_segments(runs, [4] * 3))
+    layout = Layout.of([4] * 3, CPU)
+    prepared = backend.prepare(plan_segments(runs, [4] * 3), layout.starts)
     x = torch.randn(24, IN)
-    stack = Stack(torch.randn(3, 4, IN), torch.randn(3, 4, OUT), RANKS_OF_4)
+    pairs = random_pairs([4] * 3, IN, OUT, torch.float32, torch.Generator())
+    stack, start = layout.stack(pairs, CPU), layout.starts.host[1]
     clean, poisoned = torch.zeros(24, OUT), torch.zeros(24, OUT)
     backend.add(x, [stack], [clean], prepared)
-    stack.a[1] = float("nan")
+    stack.a[start : start + 8] = float("nan")
     backend.add(x, [stack], [poisoned], prepared)
     others = torch.tensor([0, 2, 23])
     assert torch.equal(poisoned[others], clean[others])
@@ -166,8 +174,9 @@ def test_a_poisoned_slot_leaves_other_rows_as_they_are(backend: LowRankBackend) 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
 def test_segments_must_cover_x(backend: LowRankBackend) -> None:
-    prepared = backend.prepare(plan_segments([(3, 0)], [4]))
-    stack = Stack(torch.randn(3, 4, IN), torch.randn(3, 4, OUT), RANKS_OF_4)
+    layout = Layout.of([4], CPU)
+    prepared = backend.prepare(plan_segments([(3, 0)], [4]), layout.starts)
+    stack = layout.stack(random_pairs([4], IN, OUT, torch.float32, torch.Generator()), CPU)
     with pytest.raises(ValueError, match="segments cover 3 rows, x has 4"):
         backend.add(torch.randn(4, IN), [stack], [torch.zeros(4, OUT)], prepared)
 
@@ -185,19 +194,16 @@ def test_modules_that_read_one_input_are_done_together(
     x = torch.randn(tokens, 2 * IN, generator=generator).to(dtype)[:, 7 : 7 + IN]
     base = torch.randn(tokens, sum(sizes), generator=generator).to(dtype)
     fused, outs, expected = base.clone(), [], base.double()
-    stacks = []
+    layout, stacks = Layout.of(ranks, CPU), []
     for index, size in enumerate(sizes):
-        own = [rank if (slot + index) % 3 else 0 for slot, rank in enumerate(ranks)]
-        a, b = torch.zeros(4, MAX_RANK, IN), torch.zeros(4, MAX_RANK, size)
-        for slot, r in enumerate(own):
-            a[slot, :r] = torch.randn(r, IN, generator=generator) / IN**0.5
-            b[slot, :r] = torch.randn(r, size, generator=generator) / max(1, r) ** 0.5
-        stacks.append(Stack(a.to(dtype), b.to(dtype), torch.tensor(own, dtype=torch.int32)))
+        own = [rank - index if (slot + index) % 3 else 0 for slot, rank in enumerate(ranks)]
+        pairs = random_pairs(own, IN, size, dtype, generator)
+        stacks.append(layout.stack(pairs, CPU))
         start = sum(sizes[:index])
         outs.append(fused[:, start : start + size])
-        expected[:, start : start + size] += loop(x, a.to(dtype), b.to(dtype), runs, own)
+        expected[:, start : start + size] += loop(x, pairs, runs)
 
-    backend.add(x, stacks, outs, backend.prepare(plan_segments(runs, ranks)))
+    backend.add(x, stacks, outs, backend.prepare(plan_segments(runs, ranks), layout.starts))
 
     torch.testing.assert_close(
         fused.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]

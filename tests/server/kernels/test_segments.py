@@ -18,6 +18,14 @@ def test_neighbours_of_one_slot_are_one_segment() -> None:
     assert plan.tokens == 8
 
 
+@pytest.mark.parametrize(
+    ("ranks", "room"), [([1, 8], 16), ([8, 17], 64), ([128, 8], 256), ([1024, 1], 1024)], ids=str
+)
+def test_the_room_for_ranks_is_one_of_few_numbers(ranks: list[int], room: int) -> None:
+    assert plan_segments([(1, 0), (3, NO_ADAPTER), (1, 1)], ranks).rank_room == room
+    assert plan_segments([(3, NO_ADAPTER)], ranks).rank_room == 0
+
+
 def test_an_empty_run_is_a_fault_of_the_caller() -> None:
     with pytest.raises(ValueError, match="a run of 0 rows"):
         plan_segments([(0, 1)], ranks=[4, 4])

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from server.kernels.segments import NO_ADAPTER, plan_segments
-from tests.support.low_rank import Mix, assert_equals_a_loop
+from tests.support.low_rank import Layout, Mix, assert_equals_a_loop, random_pairs
 
 pytest.importorskip("triton", reason="triton is not installed")
-from server.kernels.backend import Stack
 from server.kernels.triton import tiles
 from server.kernels.triton.backend import TritonBackend
 from server.kernels.triton.tiles import cut
@@ -22,9 +21,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=s
 @pytest.mark.parametrize("rank", [1, 8, 24, 33, 64, 100, 256])
 def test_any_rank(rank: int, dtype: torch.dtype) -> None:
     runs = [(1, 1), (2, NO_ADAPTER), (1, 0)]
-    assert_equals_a_loop(
-        TritonBackend(), Mix(runs, [[rank, rank]], max(16, rank), 40, [56]), dtype, CPU
-    )
+    assert_equals_a_loop(TritonBackend(), Mix(runs, [[rank, rank]], 40, [56]), dtype, CPU)
 
 
 @DTYPES
@@ -44,7 +41,15 @@ def test_any_rank(rank: int, dtype: torch.dtype) -> None:
 def test_any_mix(runs: list[tuple[int, int]], dtype: torch.dtype) -> None:
     """Every slot has a rank of its own; some have none."""
     ranks = [(5 * slot) % 17 for slot in range(64)]
-    assert_equals_a_loop(TritonBackend(), Mix(runs, [ranks], 16, 40, [56]), dtype, CPU)
+    assert_equals_a_loop(TritonBackend(), Mix(runs, [ranks], 40, [56]), dtype, CPU)
+
+
+@DTYPES
+def test_ranks_far_apart_in_one_step(dtype: torch.dtype) -> None:
+    """One of 128 and one of 200 among those of 8."""
+    ranks = [8, 8, 128, 8, 200, 8]
+    runs = [(1, slot) for slot in range(6)]
+    assert_equals_a_loop(TritonBackend(), Mix(runs, [ranks], 40, [56]), dtype, CPU)
 
 
 @DTYPES
@@ -53,31 +58,30 @@ def test_modules_that_read_one_input(outs: tuple[int, ...], dtype: torch.dtype) 
     """A slot may have another rank, or none, in each; four are more than one launch takes."""
     ranks = [[0 if (slot + member) % 3 == 0 else 5 + slot for slot in range(3)] for member in outs]
     runs = [(1, 0), (3, 2), (1, NO_ADAPTER), (18, 1)]
-    assert_equals_a_loop(TritonBackend(), Mix(runs, ranks, 16, 40, outs), dtype, CPU)
+    assert_equals_a_loop(TritonBackend(), Mix(runs, ranks, 40, outs), dtype, CPU)
 
 
 @DTYPES
 def test_a_wide_input_is_split(dtype: torch.dtype) -> None:
-    mix = Mix([(2, 0), (1, 1)], [[3, 16]], 16, 1300, [20])
+    mix = Mix([(2, 0), (1, 1)], [[3, 16]], 1300, [20])
     assert_equals_a_loop(TritonBackend(), mix, dtype, CPU)
 
 
 def test_the_same_step_gives_the_same_bits() -> None:
-    x, out = torch.randn(3, 1300), torch.randn(3, 20)
-    stack = Stack(
-        torch.randn(1, 16, 1300), torch.randn(1, 16, 20), torch.tensor([9], dtype=torch.int32)
-    )
+    x, out, layout = torch.randn(3, 1300), torch.randn(3, 20), Layout.of([9], CPU)
+    pairs = random_pairs([9], 1300, 20, torch.float32, torch.Generator())
+    stack, plan = layout.stack(pairs, CPU), plan_segments([(3, 0)], [9])
     backend, outs = TritonBackend(), (out.clone(), out.clone())
     for each in outs:
-        backend.add(x, [stack], [each], backend.prepare(plan_segments([(3, 0)], [9])))
+        backend.add(x, [stack], [each], backend.prepare(plan, layout.starts))
     assert torch.equal(*outs)
     assert not torch.equal(out, outs[0])
 
 
 def test_segments_must_cover_x() -> None:
-    backend = TritonBackend()
-    stack = Stack(torch.randn(1, 4, 8), torch.randn(1, 4, 8), torch.tensor([4], dtype=torch.int32))
-    prepared = backend.prepare(plan_segments([(3, 0)], [4]))
+    backend, layout = TritonBackend(), Layout.of([4], CPU)
+    stack = layout.stack(random_pairs([4], 8, 8, torch.float32, torch.Generator()), CPU)
+    prepared = backend.prepare(plan_segments([(3, 0)], [4]), layout.starts)
     with pytest.raises(ValueError, match="segments cover 3 rows, x has 4"):
         backend.add(torch.randn(4, 8), [stack], [torch.zeros(4, 8)], prepared)
 

@@ -9,15 +9,15 @@
 
 enum { AD_FLOAT32 = 0, AD_BFLOAT16 = 1 };
 
-// Rows `start` up to `start + count` of a step, which all use `slot`.
+// Rows `start` up to `start + count` of a step, which all use `slot`; its a and b begin at `row`.
 struct ad_segment {
-    int64_t start, count, slot;
+    int64_t start, count, slot, row;
 };
 
 // One module's stacked adapters and where its update goes.
 struct ad_lora_member {
-    const void *a;         // [slots, max_rank, in]
-    const void *b;         // [slots, max_rank, out], the adapter's scale folded in
+    const void *a;         // [rows, in], of which each slot has some
+    const void *b;         // [rows, out], the adapter's scale folded in
     const int32_t *ranks;  // [slots]; 0: the slot's adapter leaves this module alone
     void *out;             // [tokens, out], rows `out_stride` elements apart; added into
     int64_t out_features, out_stride;
@@ -25,7 +25,7 @@ struct ad_lora_member {
 
 struct ad_lora {
     int32_t dtype, members;
-    int64_t segments, max_rank, in_features, x_stride;
+    int64_t segments, in_features, x_stride;
     const void *x;  // [tokens, in], rows `x_stride` elements apart
     const ad_segment *segment;
     const ad_lora_member *member;

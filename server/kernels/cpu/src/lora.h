@@ -265,9 +265,9 @@ static void expand(const float *y, int64_t y_stride, int64_t ranks, const T *b, 
                                    columns - o);
 }
 
-// Rows that use one slot, at most TILE_ROWS of them.
+// Rows that use one slot, at most TILE_ROWS of them; the slot's a and b begin at `row`.
 struct Tile {
-    int64_t start, rows, slot;
+    int64_t start, rows, slot, row;
     bool first;  // of its segment
 };
 
@@ -306,11 +306,10 @@ struct LowRank {
     void shrink_tile(const Tile &tile, const ad_lora_member &member, int64_t from, int64_t ranks,
                      const TileRoom &room, float *y) const {
         const int64_t in = p->in_features, xs = room.x_stride, ys = room.y_stride;
-        const T *a = (const T *)member.a + (tile.slot * p->max_rank + from) * in;
+        const T *a = (const T *)member.a + (tile.row + from) * in;
         // What is read after a is b, in rows of another length: near enough.
-        const T *next = !tile.first ? nullptr
-                                    : (const T *)member.b +
-                                          tile.slot * p->max_rank * member.out_features;
+        const T *next =
+            tile.first ? (const T *)member.b + tile.row * member.out_features : nullptr;
         static constexpr decltype(&shrink<T, DOTS, 1>) by_rows[TILE_ROWS] = {
             shrink<T, DOTS, 1>, shrink<T, DOTS, 2>, shrink<T, DOTS, 3>,
             shrink<T, DOTS, 4>, shrink<T, DOTS, 5>, shrink<T, DOTS, 6>,
@@ -323,7 +322,7 @@ struct LowRank {
                      const TileRoom &room, const float *y, const T *next) const {
         const int64_t rank = member.ranks[tile.slot], width = member.out_features;
         const int64_t stride = member.out_stride, ys = room.y_stride;
-        const T *b = (const T *)member.b + tile.slot * p->max_rank * width + from;
+        const T *b = (const T *)member.b + tile.row * width + from;
         T *out = (T *)member.out + tile.start * stride + from;
         if constexpr (DOTS) {
             for (int64_t r = 0; r < tile.rows; r++)
@@ -343,15 +342,15 @@ struct LowRank {
                                next);
     }
 
-    // All of a tile; the slot after it is `next_slot`, if known.
-    void whole_tile(const Tile &tile, int64_t next_slot, const TileRoom &room) const {
+    // All of a tile; the next one's a and b begin at `next_row`.
+    void whole_tile(const Tile &tile, int64_t next_row, const TileRoom &room) const {
         lay_out_x(tile, room);
         for (int64_t m = 0; m < p->members; m++) {
             const ad_lora_member &member = p->member[m];
             const int64_t rank = member.ranks[tile.slot];
             if (!rank) continue;
             const bool last = m + 1 == p->members;
-            const int64_t a_of_slot = (last ? next_slot : tile.slot) * p->max_rank * p->in_features;
+            const int64_t a_of_slot = (last ? next_row : tile.row) * p->in_features;
             const T *next =
                 tile.first ? (const T *)p->member[last ? 0 : m + 1].a + a_of_slot : nullptr;
             shrink_tile(tile, member, 0, rank, room, room.y);
@@ -360,32 +359,46 @@ struct LowRank {
     }
 };
 
+// The tiles of all segments that have a rank in some member, and how many. Those of high rank come
+// first, so that no thread begins one when the others have nothing left to do.
+static int64_t cut_tiles(const ad_lora *p, int64_t most, Tile *tiles) {
+    int64_t count = 0;
+    for (int high = 1; high >= 0; high--)
+        for (int64_t s = 0; s < p->segments; s++) {
+            const ad_segment &segment = p->segment[s];
+            int64_t rank = 0;
+            for (int64_t m = 0; m < p->members; m++) {
+                const int64_t own = p->member[m].ranks[segment.slot];
+                if (own > rank) rank = own;
+            }
+            if (!rank || (2 * rank > most) != high) continue;
+            for (int64_t at = 0; at < segment.count; at += TILE_ROWS) {
+                const int64_t left = segment.count - at;
+                tiles[count++] = {segment.start + at, left < TILE_ROWS ? left : TILE_ROWS,
+                                  segment.slot, segment.row, at == 0};
+            }
+        }
+    return count;
+}
+
 template <typename T, bool DOTS>
 static void lora_add_of(const ad_lora *p) {
     static thread_local Scratch<Tile> tile_scratch;
     static thread_local Scratch<float> shrunk_scratch;
     const int64_t members = p->members;
-    int64_t room = 0;
-    for (int64_t s = 0; s < p->segments; s++)
-        room += (p->segment[s].count + TILE_ROWS - 1) / TILE_ROWS;
-    Tile *tiles = tile_scratch.room(room);
-    int64_t count = 0, most = 0, products = 0;
+    int64_t room = 0, most = 0, products = 0;
     for (int64_t s = 0; s < p->segments; s++) {
         const ad_segment &segment = p->segment[s];
-        int64_t highest = 0;
+        room += (segment.count + TILE_ROWS - 1) / TILE_ROWS;
         for (int64_t m = 0; m < members; m++) {
             const int64_t rank = p->member[m].ranks[segment.slot];
             products += segment.count * rank * (p->in_features + p->member[m].out_features);
-            if (rank > highest) highest = rank;
-        }
-        if (!highest) continue;
-        if (highest > most) most = highest;
-        for (int64_t at = 0; at < segment.count; at += TILE_ROWS) {
-            const int64_t rows = segment.count - at < TILE_ROWS ? segment.count - at : TILE_ROWS;
-            tiles[count++] = {segment.start + at, rows, segment.slot, at == 0};
+            if (rank > most) most = rank;
         }
     }
-    if (!count) return;
+    if (!most) return;
+    Tile *tiles = tile_scratch.room(room);
+    const int64_t count = cut_tiles(p, most, tiles);
     const LowRank<T, DOTS> job = {p, most};
     int64_t threads = omp_get_max_threads();
     if (products / THREAD_PRODUCTS < threads) threads = products / THREAD_PRODUCTS;
@@ -395,7 +408,7 @@ static void lora_add_of(const ad_lora *p) {
 #pragma omp parallel for schedule(dynamic, run) num_threads(threads) if (threads > 1)
         for (int64_t i = 0; i < count; i++) {
             static thread_local Scratch<float> own;
-            job.whole_tile(tiles[i], tiles[i + 1 < count ? i + 1 : i].slot, job.room(&own));
+            job.whole_tile(tiles[i], tiles[i + 1 < count ? i + 1 : i].row, job.room(&own));
         }
         return;
     }

@@ -12,6 +12,7 @@ from adapters_store.content import AdapterContent, BaseModel, LinearShape
 from adapters_store.errors import InvalidAdapter, UnsupportedAdapter
 from server.adapters.methods import check
 from server.adapters.methods.lora_config import HONOURED, INERT, REFUSED, read_lora
+from server.adapters.slot_rows import SlotLimits
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
 BASE = BaseModel(
@@ -20,6 +21,7 @@ BASE = BaseModel(
     architecture="LlamaForCausalLM",
     modules={Q: LinearShape(16, 16), V: LinearShape(16, 8)},
 )
+LIMITS = SlotLimits(slots=1, rows=64, row_bytes=1)
 
 
 def tensors(rank: int = 4, **ranks: int) -> dict[str, Tensor]:
@@ -38,7 +40,7 @@ def content(given: dict[str, Tensor] | None = None, **config: Any) -> AdapterCon
 
 
 def scales(adapter: AdapterContent) -> dict[str, tuple[int, float]]:
-    return {m.name: (m.rank, m.scale) for m in read_lora(adapter, BASE, max_rank=64)}
+    return {m.name: (m.rank, m.scale) for m in read_lora(adapter, BASE, limits=LIMITS)}
 
 
 def test_every_option_that_peft_writes_is_known() -> None:
@@ -69,7 +71,7 @@ def test_the_first_entry_that_names_a_module_counts_as_in_peft() -> None:
 
 
 def test_facts() -> None:
-    facts = check(content(), BASE, max_rank=64)
+    facts = check(content(), BASE, limits=LIMITS)
     assert (facts.kind, facts.rank, facts.target_modules) == ("lora", 4, ("q_proj", "v_proj"))
     assert facts.bytes == sum(t.nbytes for t in tensors().values())
 
@@ -77,7 +79,7 @@ def test_facts() -> None:
 @pytest.mark.parametrize("key", sorted(REFUSED))
 def test_options_not_served_are_refused_by_name(key: str) -> None:
     with pytest.raises(UnsupportedAdapter, match=key):
-        check(content(**{key: ["x"]}), BASE, max_rank=64)
+        check(content(**{key: ["x"]}), BASE, limits=LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_options_not_served_are_refused_by_name(key: str) -> None:
 )
 def test_bad_configs_name_the_key(config: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidAdapter, match=says):
-        check(content(**config), BASE, max_rank=64)
+        check(content(**config), BASE, limits=LIMITS)
 
 
 def one_tensor(name: str) -> dict[str, Tensor]:
@@ -130,9 +132,22 @@ def one_tensor(name: str) -> dict[str, Tensor]:
 )
 def test_bad_tensors_are_named(given: dict[str, Tensor], says: str) -> None:
     with pytest.raises(InvalidAdapter, match=says):
-        check(content(given), BASE, max_rank=64)
+        check(content(given), BASE, limits=LIMITS)
 
 
-def test_a_rank_over_the_limit_names_tensor_and_remedy() -> None:
-    with pytest.raises(InvalidAdapter, match=r"lora_A.weight' has rank 4, over .* --max-rank 4"):
-        check(content(), BASE, max_rank=3)
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        (SlotLimits(2, 64, 100, max_rank=8), "limit of 8; train with r ≤ 8, .* --max-rank 9$"),
+        (SlotLimits(1, 8, 100), "over the 8 rows .* r ≤ 8, .* --slot-bytes 1600 or more$"),
+        (SlotLimits(1, 8, 100, max_rank=64), "--slot-bytes 1600 or more$"),
+    ],
+)
+def test_a_rank_that_can_never_fit_names_tensor_and_remedy(limits: SlotLimits, says: str) -> None:
+    with pytest.raises(InvalidAdapter, match=f"lora_A.weight' has rank 9, .*{says}"):
+        check(content(tensors(9), r=9), BASE, limits=limits)
+
+
+def test_a_rank_is_as_large_as_the_slots_memory() -> None:
+    """However many slots share it, unless the server was told otherwise."""
+    assert check(content(tensors(64), r=64), BASE, limits=SlotLimits(8, 64, 100)).rank == 64
