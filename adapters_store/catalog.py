@@ -47,6 +47,7 @@ class AdapterRecord:
     current: VersionRecord
     created_at: int
     versions: int  # how many it has
+    id: int  # its own as long as it lives, and no later adapter's
 
 
 class Catalog:
@@ -85,6 +86,12 @@ class Catalog:
     def adapter(self, name: str) -> AdapterRecord | None:
         with self._begin() as connection:
             return _adapter(connection, self._base, name)
+
+    def adapter_of_id(self, adapter_id: int) -> AdapterRecord | None:
+        with self._begin() as connection:
+            query = _adapters(self._base).where(adapters.c.id == adapter_id)
+            row = connection.execute(query).first()
+        return _adapter_record(row) if row else None
 
     def version(self, name: str, number: int) -> VersionRecord | None:
         return self._first(versions.c.number == number, name)
@@ -286,6 +293,7 @@ def _adapter_record(row: Row[Any]) -> AdapterRecord:
         current=_version_record(row),
         created_at=row.adapter_created_at,
         versions=row.version_count,
+        id=row.adapter_id,
     )
 
 

@@ -28,6 +28,7 @@ adapters = Table(
     Column("owner", String(255), nullable=False),
     Column("created_at", BigInteger, nullable=False),  # Unix seconds
     UniqueConstraint("base", "name"),
+    sqlite_autoincrement=True,  # no id is given twice: llama.cpp's clients name adapters by it
 )
 
 versions = Table(
