@@ -51,3 +51,5 @@ class Wanted:
     stream: bool
     include_usage: bool  # in a stream, as its last chunk
     cache_salt: str = ""  # cached prompts are shared only with requests of the same salt
+    # Numbers of the adapters at work, none or one; None: `model` and `adapter_id` say it.
+    lora: tuple[int, ...] | None = None
