@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from adapters_store.sources import Sources
 from adapters_store.store import AdapterStore
 from server.api import adapters, errors, health, openai
+from server.api.compat import llamacpp, lorax, sglang, vllm
 from server.api.middleware import RequestEnvelope
 from server.api.services import AdapterCheck, Admission, ApiLimits, Engine, Services
 from server.api.text import TextCodec
@@ -60,6 +61,6 @@ def create_app(
     )
     errors.install(app)
     app.add_middleware(RequestEnvelope)
-    for part in (openai, adapters, health):
+    for part in (openai, adapters, health, vllm, sglang, lorax, llamacpp):
         app.include_router(part.router())
     return app
