@@ -79,6 +79,12 @@ class Catalog:
         with self._begin() as connection:
             return _adapter(connection, self._base, name)
 
+    def adapter_of_id(self, adapter_id: int) -> AdapterRecord | None:
+        with self._begin() as connection:
+            query = select_adapters(self._base).where(adapters.c.id == adapter_id)
+            row = connection.execute(query).first()
+        return adapter_record(row) if row else None
+
     def version(self, name: str, number: int) -> VersionRecord | None:
         return self._first(versions.c.number == number, name)
 

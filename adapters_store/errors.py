@@ -4,6 +4,7 @@ AdapterdError
 ├── InvalidRequest              what the caller sent cannot be served as it stands
 │   ├── ContextLengthExceeded   prompt + max_tokens do not fit the context
 │   ├── UnsupportedParameter    a known parameter this server does not implement
+│   ├── AlreadyLoaded           a load call names an adapter that is there, not to be replaced
 │   └── InvalidAdapter          an adapter's files are malformed or do not fit the base
 │       └── UnsupportedAdapter  well-formed, but of a kind or option not served here
 ├── TooLarge                    a body or an upload over its limit
@@ -61,6 +62,12 @@ class UnsupportedParameter(InvalidRequest):
     """A parameter that is known but not implemented here; refused rather than dropped."""
 
     code = "unsupported_parameter"
+
+
+class AlreadyLoaded(InvalidRequest):
+    """A load call names an adapter that is there already, and does not ask to replace it."""
+
+    code = "already_loaded"
 
 
 class InvalidAdapter(InvalidRequest):

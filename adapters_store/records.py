@@ -34,6 +34,7 @@ class AdapterRecord:
     current: VersionRecord
     created_at: int
     versions: int  # how many it has
+    id: int  # its own as long as it lives, and no later adapter's
 
 
 def select_versions(base: str, name: str) -> Select[Any]:
@@ -82,4 +83,5 @@ def adapter_record(row: Row[Any]) -> AdapterRecord:
         current=version_record(row),
         created_at=row.adapter_created_at,
         versions=row.version_count,
+        id=row.adapter_id,
     )

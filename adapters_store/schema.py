@@ -33,6 +33,7 @@ adapters = Table(
     # The highest version number ever given out: a deleted version's is never given to another.
     Column("last_number", Integer, nullable=False, server_default="0"),
     UniqueConstraint("base", "name"),
+    sqlite_autoincrement=True,  # no id is given twice: llama.cpp's clients name adapters by it
 )
 
 versions = Table(

@@ -29,6 +29,8 @@ from adapters_store.checks import check_tensors
 from adapters_store.content import AdapterFacts, Check
 from adapters_store.errors import (
     AdapterdError,
+    AdapterNotFound,
+    AlreadyLoaded,
     Conflict,
     InvalidRequest,
     NameReserved,
@@ -100,6 +102,7 @@ class AdapterStore:
         check: Check,
         owner: str = "default",
         promote: bool = True,
+        new: bool = False,
     ) -> Published:
         """Validates an upload and makes it a version of `name`, unless it has it already.
 
@@ -107,16 +110,19 @@ class AdapterStore:
         that the name has as an older version is answered with that version; what the name means
         stays as it is. Memory does not grow with the upload: it is streamed, and
         `check` gets memory-mapped tensors. Raises InvalidRequest, NameReserved, InvalidAdapter,
-        TooLarge, Conflict (another owner's name), Unavailable (no room on the disk).
+        TooLarge, Conflict (another owner's name), Unavailable (no room on the disk), and with `new`
+        AlreadyLoaded if the name is there.
         """
-        self._check_name(name)
+        self.check_name(name, new=new)
         with _room(), self._blobs.staging() as staging:
             received = receive(files, staging / "upload", self._limits)
             package = staging / "package"
             digest = write_package(received.config, received.weights, package)
             received.weights.unlink()
             facts = _checked(package, digest, check)
-            version, created = self._commit(name, digest, package, facts, owner, promote)
+            version, created = self._commit(
+                name, digest, package, facts, owner, promote=promote, new=new
+            )
         return Published(version, created, received.ignored)
 
     def resolve(self, reference: str, *, key: str | None = None) -> VersionRecord:
@@ -138,6 +144,13 @@ class AdapterStore:
         record = self._catalog.adapter(name) if NAME.fullmatch(name) else None
         if record is None:
             raise not_found(name)
+        return record
+
+    def of_number(self, number: int) -> AdapterRecord:
+        """The adapter that has this number (AdapterRecord.id). Raises AdapterNotFound."""
+        record = self._catalog.adapter_of_id(number)
+        if record is None:
+            raise AdapterNotFound(f"no adapter has the number {number}")
         return record
 
     def versions(self, name: str) -> tuple[VersionRecord, ...]:
@@ -286,7 +299,8 @@ class AdapterStore:
             )
         return matches[0] if matches else None
 
-    def _check_name(self, name: str) -> None:
+    def check_name(self, name: str, *, new: bool = False) -> None:
+        """Before a file is read: raises NameReserved, InvalidRequest, with `new` AlreadyLoaded."""
         if name == self._base_name:
             raise NameReserved(
                 f"{shorten(name)} is the base model's name; choose another", param="name"
@@ -297,6 +311,8 @@ class AdapterStore:
                 "starting with a letter or digit",
                 param="name",
             )
+        if new and self._catalog.adapter(name) is not None:
+            raise _already_loaded(name)
 
     def _commit(
         self,
@@ -305,10 +321,14 @@ class AdapterStore:
         package: Path,
         facts: AdapterFacts,
         owner: str,
+        *,
         promote: bool,
+        new: bool,
     ) -> tuple[VersionRecord, bool]:
         with self._catalog.write() as writer:
             adapter = writer.adapter(name)
+            if new and adapter is not None:
+                raise _already_loaded(name)  # by someone else, since it was checked
             if adapter is not None and adapter.owner != owner:
                 raise Conflict(f"the name {shorten(name)} is taken; choose another", param="name")
             known = writer.version_of_digest(name, digest)
@@ -336,3 +356,7 @@ def _checked(package: Path, digest: str, check: Check) -> AdapterFacts:
     content = load_package(package, digest)
     check_tensors(content)
     return check(content)
+
+
+def _already_loaded(name: str) -> AlreadyLoaded:
+    return AlreadyLoaded(f"an adapter named {shorten(name)} is there already", param="name")

@@ -5,6 +5,7 @@ parses flags, environment and TOML alike. Not here: any setting by name.
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
@@ -12,7 +13,15 @@ from typing import Annotated, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from server.config import Settings, about, flag_of, is_byte_size, is_switch, off_flag_of
+from server.config import (
+    Settings,
+    about,
+    flag_of,
+    is_byte_size,
+    is_repeatable,
+    is_switch,
+    off_flag_of,
+)
 
 ServeCommand = Callable[[dict[str, str]], None]
 
@@ -20,8 +29,9 @@ ServeCommand = Callable[[dict[str, str]], None]
 def takes_settings(command: ServeCommand) -> Callable[..., None]:
     """`command(flags)` as a function that typer reads one option per setting from."""
 
-    def with_options(**options: str | bool | None) -> None:
-        command({name: _text(value) for name, value in options.items() if value is not None})
+    def with_options(**options: str | bool | list[str] | None) -> None:
+        given = {name: value for name, value in options.items() if value not in (None, [])}
+        command({name: _text(value) for name, value in given.items()})
 
     parameters = [_option(name, field) for name, field in Settings.model_fields.items()]
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -39,7 +49,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         rich_help_panel=told.group,
         show_default=False,  # ours is in the help text; what typer sees is None for all
     )
-    kind = bool | None if switch else str | None
+    kind = bool | None if switch else list[str] | None if is_repeatable(name) else str | None
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
     )
@@ -65,14 +75,16 @@ def _default(name: str, field: FieldInfo) -> str:
 def default_text(name: str, field: FieldInfo) -> str:
     """As a person would type it; empty where None is the default, and the help text tells."""
     value = field.get_default(call_default_factory=True)
-    if value is None:
+    if value in (None, ()):
         return ""
     shown = human_bytes(value) if is_byte_size(name) else _text(value)
     return shown.replace(str(Path.home()), "~")
 
 
 def _text(value: object) -> str:
-    """As it is typed: true and false for a switch, as in the TOML file."""
+    """As it is typed: true and false for a switch, as in the TOML file; several as in $PATH."""
+    if isinstance(value, (list, tuple)):
+        return os.pathsep.join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -12,12 +12,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic.config import JsonDict
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -53,6 +54,12 @@ def parse_bytes(value: object) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def parse_paths(value: object) -> tuple[Path, ...]:
+    """Paths from "/a:/b", as $PATH has them, or from a list of paths, each for itself."""
+    parts = value if isinstance(value, (list, tuple)) else str(value).split(os.pathsep)
+    return tuple(Path(str(part)).expanduser() for part in parts if str(part))
+
+
 def default_data_dir() -> Path:
     """$XDG_DATA_HOME/adapterd, the same from any working directory and outside any checkout.
 
@@ -63,6 +70,8 @@ def default_data_dir() -> Path:
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 ExpandedPath = Annotated[Path, BeforeValidator(lambda value: Path(str(value)).expanduser())]
+# NoDecode: a variable holds paths as they are typed, not JSON.
+ExpandedPaths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(parse_paths)]
 
 
 def _setting(default: Any, group: str, help_text: str, *, example: str, **bounds: Any) -> Any:
@@ -186,6 +195,21 @@ class Settings(BaseSettings):
     )
     host_cache_bytes: Bytes = _setting(
         1 << 30, "Adapters", "Memory for adapters kept ready off the device.", example="2GiB"
+    )
+    adapter_root: ExpandedPaths = _setting(
+        (),
+        "Adapters",
+        "Folder whose adapters load calls may name; links that lead out of it are refused. "
+        "Several: give it again, or separate them with colons. Default: none, so that no path is "
+        "read.",
+        example="/srv/adapters",
+    )
+    adapter_hub: bool = _setting(
+        False,
+        "Adapters",
+        "Let load calls name adapters of the Hugging Face hub, which this server then fetches with "
+        "its own token, if it has one.",
+        example="true",
     )
 
     # --- Engine
@@ -317,6 +341,11 @@ def about(field: str) -> About:
 def is_byte_size(field: str) -> bool:
     """Whether sizes such as 512MiB are taken."""
     return field.endswith("_bytes")
+
+
+def is_repeatable(field: str) -> bool:
+    """Whether its flag may be given several times."""
+    return get_origin(Settings.model_fields[field].annotation) is tuple
 
 
 def is_switch(field: str) -> bool:

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -28,7 +28,8 @@ from adapters_store.errors import (
     InvalidAdapter,
     NameReserved,
 )
-from adapters_store.store import AdapterStore, UploadedFile, UploadLimits
+from adapters_store.sources import Sources, adapter_files
+from adapters_store.store import AdapterStore, UploadLimits
 from server import __version__
 from server.adapters import methods
 from server.adapters.slot_rows import SlotLimits
@@ -111,6 +112,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
     stop = StopSignals()
     console = Console(stderr=True)
     try:
+        sources = _sources(settings)
         model = settings.model or str(demo.base_path())
         folder = await asyncio.to_thread(resolve_model, model)
         with closing(await asyncio.to_thread(_open_store, settings)) as store:
@@ -118,7 +120,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
             # The tokenizer is read while the engine's process reads the weights.
             reading = asyncio.create_task(asyncio.to_thread(_read_tokenizer, folder))
             async with _started_engine(config, console) as engine:
-                app = _app(settings, engine, store, await reading)
+                app = _app(settings, engine, store, await reading, sources)
                 if settings.model is None:
                     await asyncio.to_thread(_publish_demo, app)
                 await _serve_http(settings, app, engine, listener, stop)
@@ -246,7 +248,21 @@ def _read_tokenizer(folder: Path) -> TextCodec:
         ) from error
 
 
-def _app(settings: Settings, engine: EngineClient, store: AdapterStore, text: TextCodec) -> FastAPI:
+def _sources(settings: Settings) -> Sources:
+    """Raises SettingsError for a root that is no folder: a mistyped one would refuse every load."""
+    for root in settings.adapter_root:
+        if not root.is_dir():
+            raise SettingsError(f"--adapter-root {root}: there is no such folder")
+    return Sources(settings.adapter_root, hub=settings.adapter_hub)
+
+
+def _app(
+    settings: Settings,
+    engine: EngineClient,
+    store: AdapterStore,
+    text: TextCodec,
+    sources: Sources,
+) -> FastAPI:
     metrics = Metrics(
         CollectorRegistry(),
         model_name=settings.base_name,
@@ -271,6 +287,7 @@ def _app(settings: Settings, engine: EngineClient, store: AdapterStore, text: Te
         check=partial(methods.check, limits=slots),
         metrics=metrics,
         limits=limits,
+        sources=sources,
     )
 
 
@@ -293,9 +310,5 @@ def _publish_demo(app: FastAPI) -> None:
 
 def _publish_folder(services: Services, name: str, folder: Path) -> None:
     base = services.base_model()
-    with ExitStack() as opened:
-        files = [
-            UploadedFile(file.name, opened.enter_context(file.open("rb")))
-            for file in sorted(folder.iterdir())
-        ]
+    with adapter_files(folder) as files:
         services.store.publish(name, files, check=lambda content: services.check(content, base))

@@ -1,7 +1,7 @@
-"""An adapter's life over HTTP: upload, list, show, download, delete.
+"""An adapter's life over HTTP: upload or load, list, show, download, delete.
 
 Here: routes, the multipart body, the adapter object. Not here: what makes an adapter valid, where
-it rests. No path that a client sends is ever followed: names of parts only label them.
+it rests, which sources may be read. Names of parts only label them: they are no paths.
 """
 
 import asyncio
@@ -18,9 +18,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from adapters_store.catalog import AdapterRecord, VersionRecord
 from adapters_store.content import AdapterContent, AdapterFacts
 from adapters_store.errors import InvalidRequest
-from adapters_store.store import UploadedFile
+from adapters_store.store import Published, UploadedFile
 from server.api.aliases import alias_object
-from server.api.bodies import limited, require_content_type
+from server.api.bodies import content_type, limited, read_json, require_content_type
+from server.api.loading import LoadBody, load
 from server.api.services import AnyTime, Services, WhileOpen
 
 MAX_FIELD_BYTES = 4096
@@ -46,7 +47,23 @@ def router() -> APIRouter:
 
 
 async def upload(request: Request, services: WhileOpen) -> Response:
-    """Stores a PEFT adapter's files as a version of `name`; 200 if it is there already."""
+    """Stores a PEFT adapter's files as a version of `name`; 200 if it is there already.
+
+    The files are parts of the body, or lie where a JSON body says.
+    """
+    if content_type(request) == "application/json":
+        body = await read_json(request, LoadBody, max_bytes=services.limits.max_body_bytes)
+        published = await load(services, body.name, body.source, body.revision)
+    else:
+        published = await _publish_form(request, services)
+    record = await asyncio.to_thread(services.store.get, published.version.name)
+    services.metrics.learn_name(published.version.digest, published.version.name)
+    shown = adapter_object(services, record, published.version)
+    shown["ignored_files"] = list(published.ignored_files)
+    return JSONResponse(shown, status_code=201 if published.created else 200)
+
+
+async def _publish_form(request: Request, services: Services) -> Published:
     base = services.base_model()
     form = await _read_form(request, services)
     try:
@@ -56,16 +73,11 @@ async def upload(request: Request, services: WhileOpen) -> Response:
             return services.check(content, base)
 
         async with services.bulk:
-            published = await asyncio.to_thread(
+            return await asyncio.to_thread(
                 services.store.publish, name, files, check=check, promote=promote
             )
-        record = await asyncio.to_thread(services.store.get, name)
     finally:
         await form.close()
-    services.metrics.learn_name(published.version.digest, name)
-    body = adapter_object(services, record, published.version)
-    body["ignored_files"] = list(published.ignored_files)
-    return JSONResponse(body, status_code=201 if published.created else 200)
 
 
 async def _read_form(request: Request, services: Services) -> FormData:

@@ -8,9 +8,11 @@ from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
 
+from adapters_store.sources import Sources
 from adapters_store.store import AdapterStore
 from server.api import adapters, aliases, compare, errors, health, openai
 from server.api import store as store_routes
+from server.api.compat import llamacpp, lorax, sglang, vllm
 from server.api.middleware import RequestEnvelope
 from server.api.services import AdapterCheck, Admission, ApiLimits, Engine, Services
 from server.api.text import TextCodec
@@ -28,13 +30,15 @@ def create_app(
     check: AdapterCheck,
     metrics: Metrics,
     limits: ApiLimits | None = None,
+    sources: Sources | None = None,
     lifespan: Lifespan | None = None,
 ) -> FastAPI:
     """The server's ASGI app.
 
     The engine may still be starting: what needs it answers 503 until it is ready. `check` says
-    whether an uploaded adapter fits the base. Call `app.state.services.drain()` when shutdown
-    begins, and keep the app running until its open requests have ended.
+    whether an uploaded adapter fits the base, `sources` what load calls may read (nothing, unless
+    it is given). Call `app.state.services.drain()` when shutdown begins, and keep the app running
+    until its open requests have ended.
     """
     limits = limits or ApiLimits()
     app = FastAPI(
@@ -54,9 +58,11 @@ def create_app(
         limits=limits,
         metrics=metrics,
         admission=Admission(limits.max_requests),
+        sources=sources or Sources(),
     )
     errors.install(app)
     app.add_middleware(RequestEnvelope)
-    for part in (openai, adapters, aliases, compare, store_routes, health):
+    native = (openai, adapters, aliases, compare, store_routes, health)
+    for part in (*native, vllm, sglang, lorax, llamacpp):
         app.include_router(part.router())
     return app

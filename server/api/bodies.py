@@ -7,7 +7,7 @@ Not here: any particular schema.
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -41,18 +41,46 @@ async def read_json(request: Request, schema: type[Schema], *, max_bytes: int) -
     Raises UnsupportedMediaType, TooLarge, and InvalidRequest or UnsupportedParameter naming the
     field.
     """
+    return await read_one_of(request, lambda _: schema, max_bytes=max_bytes)
+
+
+async def read_one_of(
+    request: Request, choose: Callable[[Mapping[str, Any]], type[Schema]], *, max_bytes: int
+) -> Schema:
+    """The same, for a path that two dialects share: `choose` tells them apart by their fields."""
+
+    def check(value: Any) -> Schema:
+        if not isinstance(value, dict):
+            raise InvalidRequest("the body must be a JSON object")
+        return checked(choose(value), value)
+
+    return await _read(request, check, max_bytes)
+
+
+async def read_list(
+    request: Request, schema: type[Schema], *, field: str, max_bytes: int
+) -> Schema:
+    """The same for a body that is a JSON array: it is checked as the schema's one field."""
+
+    def check(value: Any) -> Schema:
+        if not isinstance(value, list):
+            raise InvalidRequest("the body must be a JSON array")
+        return checked(schema, {field: value})
+
+    return await _read(request, check, max_bytes)
+
+
+async def _read(request: Request, check: Callable[[Any], Schema], max_bytes: int) -> Schema:
     require_content_type(request, "application/json")
     data = b"".join([chunk async for chunk in limited(request, max_bytes=max_bytes)])
+
+    def parse() -> Schema:
+        value = strict_json.loads(data, what="body", max_bytes=max_bytes, max_depth=MAX_DEPTH)
+        return check(value)
+
     if len(data) > INLINE_BYTES:
-        return await asyncio.to_thread(_parse, data, schema, max_bytes)
-    return _parse(data, schema, max_bytes)
-
-
-def _parse(data: bytes, schema: type[Schema], max_bytes: int) -> Schema:
-    value = strict_json.loads(data, what="body", max_bytes=max_bytes, max_depth=MAX_DEPTH)
-    if not isinstance(value, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    return checked(schema, value)
+        return await asyncio.to_thread(parse)
+    return parse()
 
 
 def checked(schema: type[Schema], value: dict[str, Any]) -> Schema:
@@ -64,9 +92,14 @@ def checked(schema: type[Schema], value: dict[str, Any]) -> Schema:
         raise field_error(details[0]) from None
 
 
+def content_type(request: Request) -> str:
+    """What the body is declared as, without parameters; "" if it is not."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
 def require_content_type(request: Request, wanted: str) -> None:
     """Raises UnsupportedMediaType unless the body is declared as `wanted`, uncompressed."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    kind = content_type(request)
     if kind != wanted:
         raise UnsupportedMediaType(
             f"content-type is {kind or 'missing'}; send this route 'content-type: {wanted}'"

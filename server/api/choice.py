@@ -34,6 +34,9 @@ class Delta:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: Ending | None = None
+    stop_string: str | None = None  # the one that ended it, if one did
+    # At its end: what came and is no part of the text, a stop string's tokens or the one for "end".
+    unshown: tuple[TokenLogprob, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -78,7 +81,10 @@ class Choice:
             text += self._matcher.flush()
         self._shown += len(text)
         self.finish_reason = "stop" if stopped else event.finish_reason
-        return Delta(self.index, text, self._release(stopped), self.finish_reason)
+        released = self._release(stopped)
+        unshown = () if self.finish_reason is None else self._unshown(event)
+        stop_string = self._matcher.matched if stopped else None
+        return Delta(self.index, text, released, self.finish_reason, stop_string, unshown)
 
     def _decode(self, event: TokenEvent) -> str:
         piece = ""
@@ -102,6 +108,13 @@ class Choice:
         token = self._codec.token
         top = tuple((token(other), max(LOWEST, value)) for other, value in event.top_logprobs)
         return TokenLogprob(token(token_id), max(LOWEST, logprob), top, self._decoded)
+
+    def _unshown(self, last: TokenEvent) -> tuple[TokenLogprob, ...]:
+        """What is left of the tokens whose logprobs are wanted."""
+        token_id, logprob = last.token_id, last.logprob
+        if last.finish_reason == "stop" and token_id is not None and logprob is not None:
+            self._waiting.append(self._logprob(last, token_id, logprob))
+        return tuple(self._waiting)
 
     def _release(self, stopped: bool) -> tuple[TokenLogprob, ...]:
         """Those whose text is out now; at a normal end also those without text of their own."""

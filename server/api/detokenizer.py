@@ -61,6 +61,7 @@ class StopMatcher:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
+        self.matched: str | None = None  # the stop string that ended the text
         self._stops = tuple(stops)
         self._held = ""
 
@@ -71,8 +72,9 @@ class StopMatcher:
         text = self._held + text
         ends = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if ends:
-            self._held = ""
-            return text[: min(ends)[1]], True
+            end, start = min(ends)
+            self._held, self.matched = "", text[start:end]
+            return text[:start], True
         held = self._held_length(text)
         self._held = text[len(text) - held :]
         return text[: len(text) - held], False

@@ -4,6 +4,8 @@ Here: the table, the shape of the body, the handlers. Not here: anything that de
 """
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -30,6 +32,7 @@ STATUS: dict[type[AdapterdError], tuple[int, str]] = {
     errors.InvalidRequest: _BAD,
     errors.ContextLengthExceeded: _BAD,
     errors.UnsupportedParameter: _BAD,
+    errors.AlreadyLoaded: (400, "InvalidUserInput"),  # vLLM's word, from whose call it comes
     errors.InvalidAdapter: _BAD,
     errors.UnsupportedAdapter: _BAD,
     errors.TooLarge: (413, "invalid_request_error"),
@@ -93,6 +96,17 @@ def error_response(error: AdapterdError, *, headers: dict[str, str] | None = Non
         headers=headers,
         media_type="application/json",
     )
+
+
+@contextmanager
+def told_as(fields: Mapping[str, str]) -> Iterator[None]:
+    """Errors of the `with` name a dialect's own fields: `fields` maps our names to its."""
+    try:
+        yield
+    except AdapterdError as error:
+        if error.param is not None:
+            error.param = fields.get(error.param, error.param)
+        raise
 
 
 def install(app: FastAPI) -> None:

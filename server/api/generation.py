@@ -92,10 +92,45 @@ async def prepare(services: Services, wanted: Wanted, *, request_id: str) -> Gen
 
 
 async def _resolve(services: Services, wanted: Wanted) -> VersionRecord | None:
-    """The version that `model` and `adapter_id` name between them; None for the base."""
+    """The version that `model`, `adapter_id` and `lora` name between them; None for the base."""
+    by_name = await _named(services, wanted)
+    if wanted.lora is None:
+        return by_name
+    by_number = await _numbered(services, wanted.lora)
+    if by_name is not None and (by_number is None or by_number.digest != by_name.digest):
+        other = "no adapter" if by_number is None else repr(by_number.name)
+        raise InvalidRequest(
+            f"lora names {other}, and the request {by_name.name!r} by name; leave one of them out",
+            param="lora",
+        )
+    return by_number
+
+
+async def _numbered(services: Services, numbers: tuple[int, ...]) -> VersionRecord | None:
+    """What llama.cpp's `lora` names: an adapter by its number, or none."""
+    if not numbers:
+        return None
+    try:
+        record = await asyncio.to_thread(services.store.of_number, numbers[0])
+    except AdapterNotFound:
+        raise ModelNotFound(
+            f"no adapter has the id {numbers[0]}; GET /lora-adapters lists what does", param="lora"
+        ) from None
+    services.metrics.learn_name(record.current.digest, record.name)
+    return record.current
+
+
+def _without_base(model: str, base: str) -> str:
+    """The adapter of SGLang's `base:adapter`; any other name as it is."""
+    return model.removeprefix(f"{base}:")
+
+
+async def _named(services: Services, wanted: Wanted) -> VersionRecord | None:
+    """What `model` and `adapter_id` name between them; None for the base."""
     by_model, key = None, wanted.sticky_key
     if wanted.model != services.base_name:
-        by_model = await _version(services, wanted.model, key, param="model")
+        name = _without_base(wanted.model, services.base_name)
+        by_model = await _version(services, name, key, param="model")
     if wanted.adapter_id is None or wanted.adapter_id == wanted.model:
         return by_model
     by_id = await _version(services, wanted.adapter_id, key, param="adapter_id")

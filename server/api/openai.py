@@ -74,7 +74,7 @@ def _reply(
 
 async def list_models(services: AnyTime) -> Json:
     """The base, then every adapter."""
-    records = await asyncio.to_thread(_every_adapter, services.store)
+    records = await asyncio.to_thread(every_adapter, services.store)
     cards = [_base_card(services), *(_adapter_card(services, record) for record in records)]
     return {"object": "list", "data": cards}
 
@@ -94,7 +94,8 @@ async def show_model(model: str, services: AnyTime) -> Json:
     return _adapter_card(services, record) | {"id": model, "root": root}
 
 
-def _every_adapter(store: AdapterStore) -> list[AdapterRecord]:
+def every_adapter(store: AdapterStore) -> list[AdapterRecord]:
+    """All of them, by name. Blocking."""
     records, more, after = [], True, None
     while more:
         page, more = store.list(limit=PAGE, after=after)

@@ -21,21 +21,27 @@ class Answer:
     text: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: Ending | None = None
+    stop_string: str | None = None
+    unshown: tuple[TokenLogprob, ...] = ()
 
     def add(self, delta: Delta) -> None:
         self.text.append(delta.text)
         self.logprobs.extend(delta.logprobs)
         self.finish_reason = delta.finish_reason
+        self.stop_string = delta.stop_string
+        self.unshown = delta.unshown
 
 
 class Format(Protocol):
     """One dialect's words for one request."""
 
-    def whole(self, answers: Sequence[Answer], usage: Usage) -> Json: ...
+    def whole(self, answers: Sequence[Answer], usage: Usage) -> Json | list[Json]: ...
 
     def chunks(self, delta: Delta) -> list[Json]: ...
 
-    def usage_chunk(self, usage: Usage) -> Json: ...
+    def closing(self, usage: Usage) -> list[Json]:
+        """A stream's last chunks, once every choice has ended."""
+        ...
 
 
 class CompletionFormat:
@@ -58,8 +64,8 @@ class CompletionFormat:
         usage = {"usage": None} if self._include_usage else {}
         return [{**self._head, "choices": [self._choice(delta)], **usage}]
 
-    def usage_chunk(self, usage: Usage) -> Json:
-        return {**self._head, "choices": [], "usage": _usage(usage)}
+    def closing(self, usage: Usage) -> list[Json]:
+        return _usage_chunk(self._head, usage) if self._include_usage else []
 
     def _choice(self, delta: Delta) -> Json:
         per_prompt = self._generation.requests[0].n
@@ -104,8 +110,8 @@ class ChatFormat:
         chunks.append(self._chunk(delta.choice, content, said, delta.finish_reason))
         return chunks
 
-    def usage_chunk(self, usage: Usage) -> Json:
-        return {**self._chunk_head, "choices": [], "usage": _usage(usage)}
+    def closing(self, usage: Usage) -> list[Json]:
+        return _usage_chunk(self._chunk_head, usage) if self._include_usage else []
 
     def _chunk(
         self,
@@ -143,6 +149,10 @@ def _head(generation: Generation, kind: str) -> Mapping[str, Any]:
         "adapter_version": generation.digest,
         "system_fingerprint": f"base-{generation.base_digest[:12]}",
     }
+
+
+def _usage_chunk(head: Mapping[str, Any], usage: Usage) -> list[Json]:
+    return [{**head, "choices": [], "usage": _usage(usage)}]
 
 
 def _usage(usage: Usage) -> Json:

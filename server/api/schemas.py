@@ -7,8 +7,8 @@ either dialect to the one `Wanted`. Not here: names of adapters, tokens, HTTP.
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic import BaseModel as Schema
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.api.bodies import AT, MISPLACED, UNSUPPORTED
@@ -79,12 +79,15 @@ _CHAT: Mapping[str, tuple[Any, ...]] = {
 }
 
 
+Refused = Mapping[str, tuple[Any, ...]]  # field → the values that change nothing
+
+
 class StrictBody(Schema):
     """Strict types, no unknown field; null means "not given", as it does at OpenAI."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
-    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # field → values that change nothing
+    refused: ClassVar[Refused] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -137,6 +140,10 @@ Stop = Annotated[
     | Annotated[list[StopString], Field(max_length=16), Tag("~array")],
     Discriminator(_by_type),
 ]
+TextOrIds = Annotated[
+    Annotated[str, Tag("~string")] | Annotated[list[TokenId], Field(min_length=1), Tag("~array")],
+    Discriminator(_by_type),
+]
 PromptField = Annotated[
     Annotated[str, Tag("~string")]
     | Annotated[list[str], Field(min_length=1), Tag("~strings")]
@@ -156,11 +163,50 @@ class StreamOptions(StrictBody):
     include_usage: bool = False
 
 
+class LoraScale(StrictBody):
+    """llama.cpp's word for an adapter: the number that GET /lora-adapters gives it."""
+
+    id: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    scale: Annotated[float, Field(ge=-1000, le=1000)]
+
+    @model_validator(mode="after")
+    def _all_or_nothing(self) -> "LoraScale":
+        if self.scale not in (0, 1):
+            raise PydanticCustomError(
+                UNSUPPORTED,
+                "an adapter is served as it was trained; send 1, or 0 for without it",
+                {AT: "scale"},
+            )
+        return self
+
+
+def _one_at_most(scales: list[LoraScale]) -> list[LoraScale]:
+    at_work = [place for place, one in enumerate(scales) if one.scale]
+    if len(at_work) > 1:
+        raise PydanticCustomError(
+            UNSUPPORTED,
+            "one request is served by one adapter; leave scale 1 to one of them",
+            {AT: at_work[1]},
+        )
+    if len({one.id for one in scales}) < len(scales):
+        raise ValueError("each id may be there once")
+    return scales
+
+
+LoraScales = Annotated[list[LoraScale], Field(max_length=1024), AfterValidator(_one_at_most)]
+
+
+def adapters_at_work(scales: list[LoraScale] | None) -> tuple[int, ...] | None:
+    """Their numbers, none or one; None where nothing was said. One left out counts as scale 0."""
+    return None if scales is None else tuple(one.id for one in scales if one.scale)
+
+
 class GenerationBody(StrictBody):
     """The fields that both dialects share."""
 
     model: ModelName
     adapter_id: ModelName | None = None
+    lora: LoraScales | None = None  # llama.cpp's way to name the adapter
     max_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -206,6 +252,7 @@ class GenerationBody(StrictBody):
             include_usage=self.stream_options is not None and self.stream_options.include_usage,
             cache_salt=self.cache_salt or "",
             sticky_key=self.user,
+            lora=adapters_at_work(self.lora),
             **rest,
         )
 

@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 
 from adapters_store.content import AdapterContent, AdapterFacts, BaseModel
 from adapters_store.errors import Draining, EngineUnavailable, Overloaded
+from adapters_store.sources import Sources
 from adapters_store.store import AdapterStore
 from server.api.text import TextCodec
 from server.engine.messages import EngineInfo, GenerationRequest, Stats, TokenEvent
@@ -116,6 +117,7 @@ class Services:
     limits: ApiLimits
     metrics: Metrics
     admission: Admission
+    sources: Sources  # what load calls may read
     # Uploads and downloads take seconds in a thread; there are few threads, and completions need
     # one to resolve a name.
     bulk: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_BULK))

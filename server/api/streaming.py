@@ -7,9 +7,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from adapters_store.errors import AdapterdError, ServerFault
 from server.api.choice import Delta
-from server.api.errors import error_body
+from server.api.errors import error_body, told_as
 from server.api.generation import Generation, Run, prepare
 from server.api.openai_format import Answer, Format
 from server.api.services import Services
@@ -36,13 +36,15 @@ class Dialect:
 
     id_prefix: str
     format: Callable[[Generation], Format]
+    fields: Mapping[str, str] = field(default_factory=dict)  # our names of fields → its own
+    done: bytes = b"data: [DONE]\n\n"  # what follows a stream's last chunk
 
 
 class GenerationReply(Response):
     """Does a request's work as the response is sent, and stops when its client goes away.
 
     Nothing is sent before the engine's first event, so an early error keeps its own status. A
-    later one ends the stream with an `error` event and no [DONE].
+    later one ends the stream with an `error` event, and nothing after it.
     """
 
     def __init__(self, services: Services, wanted: Wanted, dialect: Dialect) -> None:
@@ -56,7 +58,7 @@ class GenerationReply(Response):
 
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
-        with self._services.admission.place():
+        with told_as(self._dialect.fields), self._services.admission.place():
             request_id = f"{self._dialect.id_prefix}-{uuid.uuid4().hex}"
             generation = await prepare(self._services, self._wanted, request_id=request_id)
             form = self._dialect.format(generation)
@@ -99,8 +101,7 @@ class GenerationReply(Response):
             await push(_chunks(form, first))
             async for deltas in steps:
                 await push(_chunks(form, deltas))
-            usage = [form.usage_chunk(run.usage)] if self._wanted.include_usage else []
-            ending = b"".join([*map(_event, usage), b"data: [DONE]\n\n"])
+            ending = b"".join([*map(_event, form.closing(run.usage)), self._dialect.done])
         except Exception as error:
             ending = _event(error_body(_told(error, scope)))
         await send({"type": "http.response.body", "body": ending, "more_body": False})

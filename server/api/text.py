@@ -30,8 +30,10 @@ class Token:
     as OpenAI does: bytes:\\xc3.
     """
 
+    id: int
     text: str
     data: bytes
+    special: bool = False  # a control token, which has no text of its own
 
 
 class TextCodec:
@@ -99,15 +101,15 @@ class TextCodec:
         """One token, for logprobs; control tokens by their name."""
         word = str(self._tokenizer.convert_ids_to_tokens(token_id))
         if self.is_special(token_id):
-            return Token(word, word.encode())
+            return Token(token_id, word, word.encode(), special=True)
         # After another token, since at the start of a text some decoders strip its space.
         text = self.decode((*self._anchor, token_id)).removeprefix(self._anchor_text)
         if REPLACEMENT not in text:
-            return Token(text, text.encode())
+            return Token(token_id, text, text.encode())
         data = self._bytes_of(word)
         if data is None:
-            return Token(text, text.encode())
-        return Token("bytes:" + "".join(f"\\x{byte:02x}" for byte in data), data)
+            return Token(token_id, text, text.encode())
+        return Token(token_id, "bytes:" + "".join(f"\\x{byte:02x}" for byte in data), data)
 
     def _bytes_of(self, word: str) -> bytes | None:
         """The bytes of a vocabulary entry, in either of the two usual spellings."""

@@ -52,3 +52,5 @@ class Wanted:
     include_usage: bool  # in a stream, as its last chunk
     cache_salt: str = ""  # cached prompts are shared only with requests of the same salt
     sticky_key: str | None = None  # for whom, where the model's alias means two versions
+    # Numbers of the adapters at work, none or one; None: `model` and `adapter_id` say it.
+    lora: tuple[int, ...] | None = None

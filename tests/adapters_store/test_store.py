@@ -15,6 +15,7 @@ from adapters_store.blobs import FolderBlobs, OwnedBlobs
 from adapters_store.content import AdapterContent, AdapterFacts
 from adapters_store.errors import (
     AdapterNotFound,
+    AlreadyLoaded,
     Conflict,
     InvalidAdapter,
     InvalidRequest,
@@ -215,6 +216,44 @@ def test_a_page_follows_one_whose_last_adapter_was_deleted_meanwhile(store):
     store.delete("b")
     found, more = store.list(limit=2, after="b")
     assert ([record.name for record in found], more) == (["c"], False)
+
+
+def test_a_publish_of_new_names_only(store):
+    assert publish(store, "a", new=True).created
+    for value in (1.0, 2.0):
+        with pytest.raises(AlreadyLoaded, match="'a' is there already"):
+            publish(store, "a", value=value, new=True)
+    assert store.get("a").versions == 1
+    store.delete("a")
+    assert publish(store, "a", value=2.0, new=True).created
+
+
+def test_of_two_that_publish_a_new_name_at_once_one_is_refused(store):
+    """The second has passed the first look when the first commits."""
+
+    def other_first(content: AdapterContent) -> AdapterFacts:
+        publish(store, "a", value=2.0)
+        return facts_of(content)
+
+    with pytest.raises(AlreadyLoaded):
+        store.publish("a", uploads(folder(1.0)), check=other_first, new=True)
+    assert store.get("a").versions == 1
+    assert stored(store) == {store.get("a").current.digest}
+
+
+def test_a_number_is_one_adapters_for_ever(store):
+    publish(store, "a")
+    publish(store, "b")
+    first, last = store.get("a").id, store.get("b").id
+    assert (store.of_number(first).name, store.of_number(last).name) == ("a", "b")
+    publish(store, "a", value=2.0)
+    assert store.of_number(first).current.number == 2
+    store.delete("b")
+    publish(store, "c")
+    assert store.get("c").id not in (first, last)
+    for number in (last, 0, 2**31 - 1):
+        with pytest.raises(AdapterNotFound):
+            store.of_number(number)
 
 
 def test_delete_keeps_what_another_name_shares(store):

@@ -115,6 +115,14 @@ def test_a_switch_and_its_twin_are_flags(run: Run) -> None:
     assert "--no-prefix-cache" in run("serve", "--help").out
 
 
+def test_a_flag_that_may_be_repeated(run: Run, tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    asked = ("serve", "--port", "0", "--adapter-root", str(tmp_path), "--adapter-root", missing)
+    done = run(*asked)
+    assert done.status == 2
+    assert f"--adapter-root {missing}: there is no such folder" in done.err
+
+
 def test_no_server(run: Run) -> None:
     done = run("adapters", "list", "--server", "http://127.0.0.1:1")
     assert done.status == 1

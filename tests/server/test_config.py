@@ -185,6 +185,29 @@ def test_a_switch_takes_no_value(given: bool | None, wanted: bool, tmp_path: Pat
     assert settings.engine_config(model="m", blobs=tmp_path).prefix_cache == wanted
 
 
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        ("/a", ("/a",)),
+        ("/a:/b", ("/a", "/b")),
+        ("~/a", (str(Path.home() / "a"),)),
+        (["/a", "/b"], ("/a", "/b")),
+        ([], ()),
+    ],
+)
+def test_roots_are_typed_as_paths_are(
+    typed: str | list[str], wanted: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots = tuple(map(Path, wanted))
+    received: list[dict[str, str]] = []
+    takes_settings(received.append)(adapter_root=typed)
+    assert load_settings(received[0]).adapter_root == roots
+    assert load_settings(toml(tmp_path, f"adapter_root = {typed!r}")).adapter_root == roots
+    if isinstance(typed, str):
+        monkeypatch.setenv("ADAPTERD_ADAPTER_ROOT", typed)
+        assert load_settings({}).adapter_root == roots
+
+
 def test_base_name(tmp_path: Path) -> None:
     (tmp_path / "my-base").mkdir()
     assert load_settings({}).base_name == "adapterd-demo"

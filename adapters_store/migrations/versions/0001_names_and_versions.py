@@ -16,6 +16,7 @@ def upgrade() -> None:
         sa.Column("owner", sa.String(255), nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.UniqueConstraint("base", "name"),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "versions",

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from adapters_store.content import AdapterContent, AdapterFacts, BaseModel
 from adapters_store.errors import InvalidAdapter
+from adapters_store.sources import Sources
 from adapters_store.store import AdapterStore
 from server.api.app import create_app
 from server.api.services import ApiLimits
@@ -61,6 +62,7 @@ async def make_house(
     *,
     base: str = BASE,
     limits: ApiLimits | None = None,
+    sources: Sources | None = None,
     chat_template: str | None = CHAT_TEMPLATE,
 ) -> AsyncIterator[House]:
     tokenizer = make_tokenizer(chat_template=chat_template)
@@ -78,6 +80,7 @@ async def make_house(
         check=check,
         metrics=metrics,
         limits=limits or ApiLimits(max_upload_bytes=1 << 20),
+        sources=sources,
     )
     transport = httpx2.ASGITransport(app=app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://adapterd") as client:

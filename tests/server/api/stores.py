@@ -35,6 +35,14 @@ def adapter_files(seed: int = 0) -> dict[str, bytes]:
     }
 
 
+def write_adapter(folder: Path, seed: int = 0) -> Path:
+    """The same as a folder on disk."""
+    folder.mkdir(parents=True)
+    for name, data in adapter_files(seed).items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
 def make_store(folder: Path, *, base: str) -> AdapterStore:
     return AdapterStore(folder, base_name=base)
 

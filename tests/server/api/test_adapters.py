@@ -181,7 +181,8 @@ async def test_no_file_at_all(house: House):
 @pytest.mark.parametrize(
     ("body", "content_type", "status"),
     [
-        (b"{}", "application/json", 415),
+        (b"{}", "application/json", 400),
+        (b"{}", "text/plain", 415),
         (b"x", "multipart/form-data", 400),
         (b"x", "multipart/form-data; boundary=x", 400),
         (b"--x\r\n\r\nhi\r\n--x--\r\n", "multipart/form-data; boundary=x", 400),
