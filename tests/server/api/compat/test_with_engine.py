@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from adapters_store.sources import Sources
 from adapters_store.store import AdapterStore
 from server.adapters import methods
+from server.adapters.slot_rows import SlotLimits
 from server.api.app import create_app
 from server.api.text import TextCodec
 from server.engine.client import EngineClient
@@ -74,7 +75,7 @@ async def live(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Live]:
         store=store,
         text=text,
         base_name=BASE,
-        check=partial(methods.check, max_rank=config.max_rank),
+        check=partial(methods.check, limits=SlotLimits(slots=2, rows=128, row_bytes=1)),
         metrics=Metrics(
             CollectorRegistry(), model_name=BASE, engine=engine, max_resident_adapters=2
         ),
