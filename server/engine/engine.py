@@ -94,6 +94,7 @@ class Engine:
             max_rank=config.max_rank,
             dtype=base.dtype,
             host_cache_bytes=config.host_cache_bytes,
+            eviction=config.eviction,
         )
         limits = SchedulerLimits(
             config.max_batch_tokens,
@@ -252,7 +253,8 @@ class Engine:
 
     def _lost_to_loads(self) -> list[TokenEvent | Failed]:
         events: dict[str, Failed] = {}
-        for sequence, error in self._scheduler.fail_loads(self._residency.collect()):
+        failed = self._residency.collect(self._scheduler.awaited)
+        for sequence, error in self._scheduler.fail_loads(failed):
             events[sequence.request_id] = Failed(sequence.request_id, error.code, error.message)
             self.abort(sequence.request_id)
         return list(events.values())

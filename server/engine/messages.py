@@ -32,6 +32,7 @@ class EngineConfig:
     speculative_tokens: int = 0  # guessed per sequence and step, at most; 0: none
     prefix_cache: bool = True
     host_cache_bytes: int = 1 << 30
+    eviction: Literal["lru", "lfu", "cost"] = "lru"  # who leaves a full tier of adapters
     threads: int | None = None  # torch's; None: its default
     kernels: Literal["auto", "torch"] = "auto"  # auto: native or Triton ones, where there are any
     quantization: Literal["none", "int8"] = "none"  # of linear modules; int8: native kernels only

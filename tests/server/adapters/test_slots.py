@@ -1,9 +1,10 @@
-"""Slots: LRU among those without a lease; a lease is given back exactly once."""
+"""Slots: the policy chooses among those without a lease; a lease is given back exactly once."""
 
 import random
 
 import pytest
 
+from server.adapters.eviction import Lfu
 from server.adapters.slots import SlotLease, SlotTable
 
 
@@ -25,6 +26,31 @@ def test_a_slot_with_a_lease_is_never_reassigned() -> None:
     assert table.assign("b") is None
     table.release(second)
     assert table.assign("b") == 0
+
+
+def test_a_pinned_adapter_keeps_its_slot_without_a_lease() -> None:
+    table = SlotTable(2)
+    table.assign("a")
+    table.pin("a")
+    table.assign("b")
+    assert table.assign("c") == 1
+    table.release(table.lease("c"))
+    table.check()
+    assert (table.pinned, table.leases) == (("a",), 0)
+    table.unpin("a")
+    table.unpin("a")  # no error
+    assert table.assign("d") == 0
+    with pytest.raises(KeyError):
+        table.pin("a")
+
+
+def test_the_policy_chooses() -> None:
+    table = SlotTable(2, Lfu())
+    for digest in "ab":
+        table.assign(digest)
+    for digest in "aab":
+        table.release(table.lease(digest))
+    assert table.assign("c") == 1, "b, though it was used later"
 
 
 def test_a_lease_is_released_once() -> None:
