@@ -249,6 +249,7 @@ def _app(settings: Settings, engine: EngineClient, store: AdapterStore, text: Te
         model_name=settings.base_name,
         engine=engine,
         max_resident_adapters=settings.max_resident_adapters,
+        eviction=settings.eviction,
     )
     limits = ApiLimits(
         max_upload_bytes=settings.max_upload_bytes + MULTIPART_BYTES,

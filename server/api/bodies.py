@@ -48,6 +48,14 @@ async def read_json(request: Request, schema: type[Schema], *, max_bytes: int) -
     return _parse(data, schema, max_bytes)
 
 
+async def read_optional_json(request: Request, schema: type[Schema], *, max_bytes: int) -> Schema:
+    """As `read_json`; a request without a body says `{}`."""
+    length = request.headers.get("content-length", "0")
+    if length == "0" and "transfer-encoding" not in request.headers:
+        return checked(schema, {})
+    return await read_json(request, schema, max_bytes=max_bytes)
+
+
 def _parse(data: bytes, schema: type[Schema], max_bytes: int) -> Schema:
     value = strict_json.loads(data, what="body", max_bytes=max_bytes, max_depth=MAX_DEPTH)
     if not isinstance(value, dict):

@@ -94,6 +94,32 @@ class Shutdown:
     """Stop at once; the sender has let its requests finish already."""
 
 
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Bring an adapter to this tier, or a nearer one; answered by Done or Failed."""
+
+    request_id: str
+    digest: str
+    to: SlotLevel = "slot"
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Bring an adapter to a slot, where it stays; answered by Done or Failed."""
+
+    request_id: str
+    digest: str
+    ttl_s: float | None = None  # from when it is there; None: until it is unpinned
+
+
+@dataclass(frozen=True, slots=True)
+class Unpin:
+    """Let an adapter go when its slot is needed; answered by Done, pinned or not."""
+
+    request_id: str
+    digest: str
+
+
 # --- engine → API process ---------------------------------------------------------------------
 
 
@@ -166,6 +192,13 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Done:
+    """A Prefetch, Pin or Unpin is done. The latest Stats show it."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A request is over without a result. `code` names a class of adapters_store/errors.py."""
 
@@ -204,9 +237,10 @@ class Stats:
     load_s: dict[str, float] = field(default_factory=dict)  # total by tier: "disk", "host"
     loads: dict[str, int] = field(default_factory=dict)
     residency: dict[str, SlotLevel] = field(default_factory=dict)  # digest → nearest tier
+    pinned: tuple[str, ...] = ()  # digests that keep their slots
     running_adapters: tuple[str, ...] = ()  # digests resident in slots
     waiting_adapters: tuple[str, ...] = ()  # digests that queued requests wait for
 
 
-ToEngine = Start | Submit | Abort | Shutdown
-FromEngine = LoadProgress | Ready | Tokens | Failed | Stats
+ToEngine = Start | Submit | Abort | Shutdown | Prefetch | Pin | Unpin
+FromEngine = LoadProgress | Ready | Tokens | Failed | Stats | Done
