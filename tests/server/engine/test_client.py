@@ -105,9 +105,9 @@ async def test_closing_the_generator_ends_the_request(client: EngineClient) -> N
 
 
 async def test_dropping_one_sequence_leaves_the_others(client: EngineClient) -> None:
-    alone = await tokens(client, GenerationRequest("a", (3, 1, 4), GREEDY))
+    alone = await tokens(client, GenerationRequest("a", (3, 1, 4), LONG))
     got: dict[int, list[int | None]] = {0: [], 1: []}
-    async for events in client.generate(GenerationRequest("b", (3, 1, 4), GREEDY, n=2)):
+    async for events in client.generate(GenerationRequest("b", (3, 1, 4), LONG, n=2)):
         for event in events:
             got[event.index].append(event.token_id)
         if len(got[0]) == 2:
