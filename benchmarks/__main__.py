@@ -17,6 +17,7 @@ from benchmarks.http import command as http
 LATE = {
     "speculative": "Measures decoding with guesses from the text itself, and without.",
     "profile": "Takes a decode step apart: what each part takes, and would at least.",
+    "eviction": "Plays policies of eviction against each other, by simulation.",
 }
 
 app = typer.Typer(
