@@ -211,6 +211,13 @@ class Settings(BaseSettings):
         "its own token, if it has one.",
         example="true",
     )
+    eviction: Literal["lru", "lfu", "cost"] = _setting(
+        "lru",
+        "Adapters",
+        "Which adapter leaves a full tier: the least recently used; lfu: the least often used of "
+        "late; cost: the one whose use, size and loading time are least worth the room.",
+        example="cost",
+    )
 
     # --- Engine
     kv_cache_bytes: Bytes | None = _setting(
@@ -316,6 +323,7 @@ class Settings(BaseSettings):
             speculative_tokens=self.speculative_tokens,
             prefix_cache=self.prefix_cache,
             host_cache_bytes=self.host_cache_bytes,
+            eviction=self.eviction,
             threads=self.threads,
             kernels=self.kernels,
         )

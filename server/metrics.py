@@ -97,6 +97,7 @@ class Metrics:
         model_name: str,
         engine: EngineGauges,
         max_resident_adapters: int,
+        eviction: str = "lru",
         max_adapter_labels: int = 100,
     ) -> None:
         self._registry = registry
@@ -104,7 +105,9 @@ class Metrics:
         self._names = AdapterNames()
         self._labels = AdapterLabels(max_adapter_labels)
         self._requests = RequestMetrics(registry, model_name)
-        registry.register(EngineCollector(engine, self._names, model_name, max_resident_adapters))
+        registry.register(
+            EngineCollector(engine, self._names, model_name, max_resident_adapters, eviction)
+        )
         ProcessCollector(registry=registry)
 
     def learn_name(self, digest: str, name: str) -> None:
@@ -322,12 +325,18 @@ class EngineCollector(Collector):
     """Reads the engine's latest Stats when Prometheus scrapes."""
 
     def __init__(
-        self, engine: EngineGauges, names: AdapterNames, model_name: str, max_resident: int
+        self,
+        engine: EngineGauges,
+        names: AdapterNames,
+        model_name: str,
+        max_resident: int,
+        eviction: str,
     ) -> None:
         self._engine = engine
         self._names = names
         self._model_name = model_name
         self._max_resident = max_resident
+        self._eviction = eviction
         self._totals = RunningTotals()
 
     def describe(self) -> Iterator[Metric]:
@@ -371,9 +380,12 @@ class EngineCollector(Collector):
         gauge = GaugeMetricFamily(
             "vllm:lora_adapter_loaded", "1 for an adapter in memory, by tier.", labels=labels
         )
-        rows = {(self._names.of(digest), level) for digest, level in stats.residency.items()}
-        for name, level in sorted(rows):
-            gauge.add_metric((self._model_name, name, level, "false"), 1)
+        rows = {
+            (self._names.of(digest), level, str(digest in stats.pinned).lower())
+            for digest, level in stats.residency.items()
+        }
+        for name, level, pinned in sorted(rows):
+            gauge.add_metric((self._model_name, name, level, pinned), 1)
         return gauge
 
     def _counters(self, stats: Stats) -> Iterator[Metric]:
@@ -408,6 +420,7 @@ class EngineCollector(Collector):
             ("adapterd_slot_leases", "Leases on slots held by sequences.", stats.slot_leases),
             ("adapterd_slot_rows_used", "Rows of adapters in slots.", stats.slot_rows_used),
             ("adapterd_slot_rows", "Rows that slots share.", stats.slot_rows_total),
+            ("adapterd_slots_pinned", "Slots that keep their adapter.", len(stats.pinned)),
             ("adapterd_host_cache_bytes", "Bytes in the host cache.", stats.host_bytes),
             ("adapterd_kv_blocks_used", "KV blocks in use.", stats.kv_blocks_used),
             ("adapterd_kv_blocks", "KV blocks there are.", stats.kv_blocks_total),
@@ -415,6 +428,9 @@ class EngineCollector(Collector):
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
         yield InfoMetricFamily("adapterd_build", "What runs here.", value={"version": _version()})
+        yield InfoMetricFamily(
+            "adapterd_eviction", "Who leaves a full tier.", value={"policy": self._eviction}
+        )
 
 
 class _SecondName(Collector):

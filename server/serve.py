@@ -268,6 +268,7 @@ def _app(
         model_name=settings.base_name,
         engine=engine,
         max_resident_adapters=settings.max_resident_adapters,
+        eviction=settings.eviction,
     )
     slots = SlotLimits(
         settings.max_resident_adapters,

@@ -4,9 +4,15 @@ The engine's thread calls everything here; only `_load` runs elsewhere, and it t
 but its own result.
 """
 
+import math
+import os
+import sys
+import threading
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable, Set
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from adapters_store.content import AdapterSource, BaseModel
 from adapters_store.errors import AdapterdError, AdapterLoadFailed
+from server.adapters.eviction import EvictionName, policy_named
 from server.adapters.host_cache import HostCache
 from server.adapters.methods import method_of
 from server.adapters.methods.base import BoundMethod, HostAdapter
@@ -21,6 +28,10 @@ from server.adapters.slot_rows import SlotLimits
 from server.adapters.slots import SlotLease, SlotPlace, SlotTable
 
 LOADER_THREADS = 2
+"""One waits for the disk while the other converts; more would only share the same cores."""
+
+LOADER_NICENESS = 5
+"""Added to the loaders' own: of a core that a step keeps busy they get a quarter, and not half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +39,15 @@ class LoadedIn:
     """A finished read, and how long it took in its thread."""
 
     adapter: HostAdapter
-    seconds: float
+    load_s: float
+
+    @property
+    def digest(self) -> str:
+        return self.adapter.digest
+
+    @property
+    def bytes(self) -> int:
+        return self.adapter.bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +80,20 @@ class Residency:
         limits: SlotLimits,
         dtype: torch.dtype,
         host_cache_bytes: int,
+        eviction: EvictionName = "lru",
     ) -> None:
         self._source = source
         self._base = base
         self._bound = bound
         self._limits = limits
         self._dtype = dtype
-        self.slots = SlotTable(limits.slots, limits.rows)
-        self.host = HostCache(host_cache_bytes)
+        self.slots = SlotTable(limits.slots, limits.rows, policy_named(eviction))
+        self.host: HostCache[LoadedIn] = HostCache(host_cache_bytes, policy_named(eviction))
+        self._fills_left = math.inf
         self._ranks = [0] * limits.slots
         self._reading: dict[str, Future[LoadedIn]] = {}
         self._threads = ThreadPoolExecutor(
-            LOADER_THREADS, thread_name_prefix="adapter-loader", initializer=_use_one_core
+            LOADER_THREADS, thread_name_prefix="adapter-loader", initializer=_stand_back
         )
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -88,16 +109,22 @@ class Residency:
             self._counts["slot_hits"] += 1
             return
         self._counts["slot_misses"] += 1
-        if self.host.get(digest) is not None or digest in self._reading:
+        if self.host.holds(digest) or digest in self._reading:
             self._counts["host_hits"] += 1
             return
         self._counts["host_misses"] += 1
         self._read(digest)
 
-    def collect(self) -> dict[str, AdapterdError]:
-        """Takes in the reads that have ended; returns the failed ones with their causes."""
+    def collect(self, awaited: Callable[[], Set[str]] = frozenset) -> dict[str, AdapterdError]:
+        """Takes in the reads that have ended; returns the failed ones with their causes.
+
+        `awaited`, called only if there are any, says which digests somebody waits for: they make
+        room in the host cache last, for else they might be read for ever and run never.
+        """
         failed: dict[str, AdapterdError] = {}
-        for digest in [d for d, future in self._reading.items() if future.done()]:
+        ended = [digest for digest, future in self._reading.items() if future.done()]
+        wanted = awaited() if ended else frozenset[str]()
+        for digest in ended:
             future = self._reading.pop(digest)
             try:
                 loaded = future.result()
@@ -108,34 +135,50 @@ class Residency:
                     f"adapter {digest[:12]} could not be read: {type(error).__name__}: {error}"
                 )
             else:
-                self.host.put(loaded.adapter)
+                self.host.put(loaded, wanted)
                 self._counts["load_disk"] += 1
-                self._seconds["disk"] += loaded.seconds
+                self._seconds["disk"] += loaded.load_s
         return failed
 
-    def prepare(self, digest: str) -> bool:
-        """Whether nothing but a slot is missing. If more is, makes sure that it is being read.
+    def allow_fills(self, most: float = math.inf) -> None:
+        """How many slots may be filled until this is called again: each holds up the next step."""
+        self._fills_left = most
+
+    def fetch(self, digest: str) -> bool:
+        """Whether it is in memory. If not, makes sure that it is being read.
 
         It may have been read before and dropped again, from a host cache smaller than the queue.
         """
-        if self.slots.holds(digest) or self.host.get(digest) is not None:
+        if self.slots.holds(digest) or self.host.holds(digest):
             return True
         if digest not in self._reading:
             self._read(digest)
         return False
 
-    def try_lease(self, digest: str) -> SlotLease | None:
-        """A lease on the slot that holds `digest`, filling one from the host cache if needed.
+    def prepare(self, digest: str) -> bool:
+        """Whether only a slot is missing, which may be filled now; fetches it if more is."""
+        return self.fetch(digest) and (self.slots.holds(digest) or self._fills_left > 0)
 
-        None when leased slots leave no room for it, or `prepare` has not said True yet.
+    def place(self, digest: str) -> bool:
+        """Whether it is in a slot now, filling one from the host cache if needed.
+
+        False when leased and pinned slots leave no room for it, or `prepare` has not said True yet.
         """
-        if not self.slots.holds(digest):
-            adapter = self.host.get(digest)
-            place = None if adapter is None else self.slots.assign(digest, adapter.rank)
-            if adapter is None or place is None:
-                return None
-            self._fill(place, adapter)
-        return self.slots.lease(digest)
+        if self.slots.holds(digest):
+            return True
+        loaded = self.host.get(digest)
+        if loaded is None:
+            return False
+        place = self.slots.assign(digest, loaded.adapter.rank, load_s=loaded.load_s)
+        if place is None:
+            return False
+        self.host.use(digest)
+        self._fill(place, loaded.adapter)
+        return True
+
+    def try_lease(self, digest: str) -> SlotLease | None:
+        """A lease on the slot that holds `digest`, or that `place` finds for it."""
+        return self.slots.lease(digest) if self.place(digest) else None
 
     def release(self, lease: SlotLease) -> None:
         self.slots.release(lease)
@@ -173,6 +216,7 @@ class Residency:
             else:
                 bound.clear(place)
         self._ranks[place.slot] = adapter.rank
+        self._fills_left -= 1
         self._counts["load_host"] += 1
         self._seconds["host"] += time.perf_counter() - started
 
@@ -186,6 +230,16 @@ class Residency:
             content, self._base, limits=self._limits, dtype=self._dtype
         )
         return LoadedIn(adapter, time.perf_counter() - started)
+
+
+def _stand_back() -> None:
+    """Keeps a loader out of the steps' way: one core, and the steps' threads before it."""
+    _use_one_core()
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        thread = threading.get_native_id()
+        with suppress(OSError):  # a sandbox may forbid it, and then all are equal
+            niceness = os.getpriority(os.PRIO_PROCESS, thread) + LOADER_NICENESS
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)
 
 
 def _use_one_core() -> None:

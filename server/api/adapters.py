@@ -1,4 +1,4 @@
-"""An adapter's life over HTTP: upload or load, list, show, download, delete.
+"""An adapter's life over HTTP: upload or load, list, show, download, prefetch, pin, delete.
 
 Here: routes, the multipart body, the adapter object. Not here: what makes an adapter valid, where
 it rests, which sources may be read. Names of parts only label them: they are no paths.
@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import IO, Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from pydantic import Field
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -20,16 +21,37 @@ from adapters_store.content import AdapterContent, AdapterFacts
 from adapters_store.errors import InvalidRequest
 from adapters_store.store import Published, UploadedFile
 from server.api.aliases import alias_object
-from server.api.bodies import content_type, limited, read_json, require_content_type
+from server.api.bodies import (
+    content_type,
+    limited,
+    read_json,
+    read_optional_json,
+    require_content_type,
+)
 from server.api.loading import LoadBody, load
+from server.api.schemas import StrictBody
 from server.api.services import AnyTime, Services, WhileOpen
+from server.engine.messages import SlotLevel
 
 MAX_FIELD_BYTES = 4096
 MAX_FIELDS = 8
 CHUNK_BYTES = 1 << 20
+MAX_TTL_S = 366 * 24 * 3600  # of a pin
 
 Json = dict[str, Any]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+class PrefetchBody(StrictBody):
+    """POST /v1/adapters/{name}/prefetch."""
+
+    to: SlotLevel = "slot"
+
+
+class PinBody(StrictBody):
+    """POST /v1/adapters/{name}/pin."""
+
+    ttl_seconds: Annotated[int, Field(ge=1, le=MAX_TTL_S)] | None = None  # None: until unpinned
 
 
 def router() -> APIRouter:
@@ -42,6 +64,9 @@ def router() -> APIRouter:
     routes.get("/{name}/versions/{version}")(show_version)
     routes.delete("/{name}/versions/{version}")(delete_version)
     routes.get("/{name}/download", response_model=None)(download)
+    routes.post("/{name}/prefetch")(prefetch)
+    routes.post("/{name}/pin")(pin)
+    routes.delete("/{name}/pin")(unpin)
     routes.delete("/{name}")(delete)
     return routes
 
@@ -195,9 +220,55 @@ async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
             yield chunk
 
 
+async def prefetch(name: str, request: Request, services: WhileOpen) -> Json:
+    """Answers when the version that `name` says is in the tier asked for, or a nearer one.
+
+    Raises AdapterNotFound, Unavailable if no slot can be had now, and what a failed load raises.
+    """
+    body = await read_optional_json(request, PrefetchBody, max_bytes=services.limits.max_body_bytes)
+    record, version = await _known(services, name)
+    with services.admission.place():
+        await services.engine.prefetch(version.digest, body.to)
+    return adapter_object(services, record, version)
+
+
+async def pin(name: str, request: Request, services: WhileOpen) -> Json:
+    """As `prefetch`, to a slot that the version keeps. Raises Conflict if others would have none.
+
+    Pinning again is no error: the time begins anew.
+    """
+    body = await read_optional_json(request, PinBody, max_bytes=services.limits.max_body_bytes)
+    record, version = await _known(services, name)
+    with services.admission.place():
+        await services.engine.pin(version.digest, body.ttl_seconds)
+    return adapter_object(services, record, version)
+
+
+async def unpin(name: str, services: WhileOpen) -> Json:
+    """Lets the version that `name` says go when its slot is needed, pinned or not."""
+    record, version = await _known(services, name)
+    await services.engine.unpin(version.digest)
+    return adapter_object(services, record, version)
+
+
+async def _known(services: Services, name: str) -> tuple[AdapterRecord, VersionRecord]:
+    """Whose version `name` says, and which. Raises AdapterNotFound."""
+    version = await asyncio.to_thread(services.store.show, name)
+    record = await asyncio.to_thread(services.store.get, version.name)
+    services.metrics.learn_name(version.digest, version.name)
+    return record, version
+
+
 async def delete(name: str, services: WhileOpen, force: bool = False) -> Json:
-    """Removes the adapter; running requests finish on it. Raises AdapterNotFound, VersionInUse."""
+    """Removes the adapter, and its pins; running requests finish on it.
+
+    Raises AdapterNotFound, VersionInUse.
+    """
+    gone = await asyncio.to_thread(services.store.versions, name)
     await asyncio.to_thread(services.store.delete, name, force=force)
+    for version in gone:
+        if version.digest in services.engine.stats.pinned:
+            await services.engine.unpin(version.digest)
     return {"id": name, "object": "adapter.deleted", "deleted": True}
 
 
@@ -218,6 +289,6 @@ def adapter_object(services: Services, record: AdapterRecord, version: VersionRe
         "base": record.base,
         "owner": record.owner,
         "residency": services.engine.stats.residency.get(version.digest, "disk"),
-        "pinned": False,
+        "pinned": version.digest in services.engine.stats.pinned,
         "report": dict(facts.report),
     }

@@ -17,7 +17,13 @@ from adapters_store.errors import Draining, EngineUnavailable, Overloaded
 from adapters_store.sources import Sources
 from adapters_store.store import AdapterStore
 from server.api.text import TextCodec
-from server.engine.messages import EngineInfo, GenerationRequest, Stats, TokenEvent
+from server.engine.messages import (
+    EngineInfo,
+    GenerationRequest,
+    SlotLevel,
+    Stats,
+    TokenEvent,
+)
 from server.metrics import Metrics
 
 EngineState = Literal["starting", "ready", "restarting", "failed", "stopped"]
@@ -51,6 +57,18 @@ class Engine(Protocol):
         """Ends one of an open request's sequences; no more of its events are waited for."""
         ...
 
+    async def prefetch(self, digest: str, to: SlotLevel = "slot") -> None:
+        """Returns once it is in that tier or a nearer one, and `stats` say so."""
+        ...
+
+    async def pin(self, digest: str, ttl_s: float | None = None) -> None:
+        """Returns once it is in a slot that it keeps so long, and `stats` say so."""
+        ...
+
+    async def unpin(self, digest: str) -> None:
+        """Returns once it is not pinned, and `stats` say so."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ApiLimits:
@@ -59,12 +77,12 @@ class ApiLimits:
     max_body_bytes: int = 4 << 20  # of JSON
     max_upload_bytes: int = 2 << 30  # of a multipart body
     max_upload_files: int = 64
-    max_requests: int = 256  # completions under way or waiting, over all clients
+    max_requests: int = 256  # completions and prefetches under way or waiting, over all clients
     max_choices: int = 128  # prompts x n of one request
 
 
 class Admission:
-    """Counts the completions under way. Always true: 0 <= active <= max_requests.
+    """Counts the completions and prefetches under way. Always true: 0 <= active <= max_requests.
 
     A place is taken before any work is done for a request and given back exactly once, by
     whatever way the request ends. Draining only shuts the door: those inside finish.

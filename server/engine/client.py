@@ -8,6 +8,8 @@ import logging
 import os
 import socket
 import sys
+import time
+import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
@@ -18,24 +20,30 @@ from adapters_store.errors import (
     AdapterdError,
     EngineStartFailed,
     EngineUnavailable,
+    Unavailable,
     error_from_code,
 )
 from server.engine.messages import (
     Abort,
+    Done,
     EngineConfig,
     EngineInfo,
     Failed,
     FromEngine,
     GenerationRequest,
     LoadProgress,
+    Pin,
+    Prefetch,
     Ready,
     Shutdown,
+    SlotLevel,
     Start,
     Stats,
     Submit,
     ToEngine,
     TokenEvent,
     Tokens,
+    Unpin,
 )
 from server.engine.wire import FROM_ENGINE, HEADER, TO_ENGINE
 
@@ -49,6 +57,7 @@ many milliseconds, in which a thread that waits keeps the processor from the ver
 waits for, and from the API process."""
 
 MAX_BACKOFF_S = 30.0
+PIN_RETRY_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +76,7 @@ class EngineClient:
     """Owns one engine process.
 
     Must stay true: every open request ends, by its last event or by an error, also when the
-    engine dies; at most one engine process runs.
+    engine dies; at most one engine process runs; what was pinned in one is pinned in the next.
     """
 
     def __init__(
@@ -82,6 +91,9 @@ class EngineClient:
         self._info: EngineInfo | None = None
         self._stats = Stats()
         self._open: dict[str, _Open] = {}
+        self._asked: dict[str, asyncio.Future[None]] = {}  # prefetches, pins, unpins under way
+        self._pins: dict[str, float | None] = {}  # digest → when it ends, on the monotonic clock
+        self._pinning: asyncio.Task[None] | None = None  # again, after a restart
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -127,8 +139,7 @@ class EngineClient:
         Closing the generator aborts the request. Raises EngineUnavailable when the engine is not
         there or dies, AdapterNotFound, AdapterLoadFailed, EngineFailed, InvalidRequest.
         """
-        if self._state != "ready":
-            raise EngineUnavailable(f"the engine is {self._state}; try again in a few seconds")
+        self._require_ready()
         entry = _Open(running=set(range(request.n)))
         self._open[request.id] = entry
         try:
@@ -152,6 +163,28 @@ class EngineClient:
             entry.running.discard(index)
             self._post(Abort(request_id, index))
 
+    async def prefetch(self, digest: str, to: SlotLevel = "slot") -> None:
+        """Returns once `digest` is in that tier or a nearer one; `stats` show it.
+
+        Raises EngineUnavailable, Unavailable if no slot can be had now, and what a load that
+        failed raised: AdapterNotFound, AdapterLoadFailed, StoreCorrupt.
+        """
+        await self._ask(Prefetch(uuid.uuid4().hex, digest, to))
+
+    async def pin(self, digest: str, ttl_s: float | None = None) -> None:
+        """Returns once `digest` is in a slot, to stay there so long (None: until `unpin`).
+
+        Raises Conflict if no slot would be left for others, and as `prefetch` does.
+        """
+        await self._ask(Pin(uuid.uuid4().hex, digest, ttl_s))
+        self._pins[digest] = None if ttl_s is None else time.monotonic() + ttl_s
+
+    async def unpin(self, digest: str) -> None:
+        """Returns once `digest` is not pinned. Raises EngineUnavailable if the engine dies."""
+        self._pins.pop(digest, None)
+        if self._state == "ready":  # else the next engine begins without it
+            await self._ask(Unpin(uuid.uuid4().hex, digest))
+
     async def stop(self) -> None:
         """Ends the engine; requests that are still open end with EngineUnavailable."""
         self._state = "stopped"
@@ -160,6 +193,8 @@ class EngineClient:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
+        if self._pinning is not None:
+            self._pinning.cancel()
         self._end_all("the server is stopping")  # not after the wait: they are over either way
         await self._reap()
 
@@ -209,6 +244,9 @@ class EngineClient:
             self._end_all("the engine died while it ran this request; it is being started again")
             reader = await self._respawn()
             self.restarts += 1
+            if self._pinning is not None:
+                self._pinning.cancel()
+            self._pinning = asyncio.create_task(self._pin_all_again(), name="engine-pins")
 
     async def _respawn(self) -> asyncio.StreamReader:
         backoff_s = 0.5
@@ -235,12 +273,54 @@ class EngineClient:
         elif isinstance(message, Failed) and message.request_id in self._open:
             error = error_from_code(message.code, message.message, message.param)
             self._open[message.request_id].events.put_nowait(error)
+        elif isinstance(message, Failed) and message.request_id in self._asked:
+            error = error_from_code(message.code, message.message, message.param)
+            _settle(self._asked[message.request_id], error)
+        elif isinstance(message, Done) and message.request_id in self._asked:
+            _settle(self._asked[message.request_id])
         elif isinstance(message, Stats):
             self._stats = message
 
     def _end_all(self, why: str) -> None:
         for entry in self._open.values():
             entry.events.put_nowait(EngineUnavailable(why))
+        for reply in self._asked.values():
+            _settle(reply, EngineUnavailable(why))
+
+    def _require_ready(self) -> None:
+        if self._state != "ready":
+            raise EngineUnavailable(f"the engine is {self._state}; try again in a few seconds")
+
+    async def _ask(self, wish: Prefetch | Pin | Unpin) -> None:
+        """Returns once it is done. Raises EngineUnavailable, and what the engine answers."""
+        self._require_ready()
+        self._asked[wish.request_id] = reply = asyncio.get_running_loop().create_future()
+        try:
+            self._post(wish)
+            await reply
+        finally:
+            del self._asked[wish.request_id]
+
+    async def _pin_all_again(self) -> None:
+        await asyncio.gather(*map(self._pin_again, tuple(self._pins)))
+
+    async def _pin_again(self, digest: str) -> None:
+        """In an engine that has just started, for the time that is left, if there is any."""
+        while digest in self._pins:
+            end = self._pins[digest]
+            left_s = None if end is None else end - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                self._pins.pop(digest)
+                return
+            try:
+                return await self._ask(Pin(uuid.uuid4().hex, digest, left_s))
+            except EngineUnavailable:
+                return  # the next one to start is asked again
+            except Unavailable:
+                await asyncio.sleep(PIN_RETRY_S)  # requests were faster, and have every slot
+            except AdapterdError as error:
+                logger.error("adapter %s is pinned no more: %s", digest[:12], error)
+                self._pins.pop(digest, None)
 
     def _post(self, message: ToEngine) -> None:
         """Queues a message; a closed connection is noticed by the reader."""
@@ -260,6 +340,16 @@ class EngineClient:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _settle(reply: asyncio.Future[None], error: AdapterdError | None = None) -> None:
+    """Unless whoever asked has gone, or has been told."""
+    if reply.done():
+        return
+    if error is None:
+        reply.set_result(None)
+    else:
+        reply.set_exception(error)
 
 
 def _import_path() -> str:

@@ -21,6 +21,7 @@ from adapters_store.errors import (
 )
 from server.adapters.methods import METHODS
 from server.adapters.methods.base import BoundMethod
+from server.adapters.prefetch import Answer, Prefetcher
 from server.adapters.residency import Residency
 from server.adapters.slot_rows import SlotLimits, slot_limits
 from server.engine.base import LoadedBase, load_base, self_check
@@ -28,15 +29,19 @@ from server.engine.base_files import digest_files, resolve_model
 from server.engine.cuda_graphs import CudaCapture
 from server.engine.kv_cache import BlockPool, KVCache
 from server.engine.messages import (
+    Done,
     EngineConfig,
     EngineInfo,
     Failed,
     GenerationRequest,
     LoadProgress,
+    Pin,
+    Prefetch,
     SamplingParams,
     SlotLevel,
     Stats,
     TokenEvent,
+    Unpin,
 )
 from server.engine.native_layer import attach
 from server.engine.plan import Chunk, StepPlan, build_plan
@@ -95,7 +100,10 @@ class Engine:
             limits=slots,
             dtype=base.dtype,
             host_cache_bytes=config.host_cache_bytes,
+            eviction=config.eviction,
         )
+        self._prefetcher = Prefetcher(self._residency)
+        self._replies: list[Done | Failed] = []
         limits = SchedulerLimits(
             config.max_batch_tokens,
             config.max_sequences,
@@ -148,8 +156,27 @@ class Engine:
         """
         self._end(request_id, index)
 
+    def arrange(self, wish: Prefetch | Pin | Unpin) -> None:
+        """Begins what is asked; `replies` says how it ended. Raises Conflict: no slot to pin."""
+        if isinstance(wish, Prefetch):
+            self._prefetcher.prefetch(wish.request_id, wish.digest, wish.to)
+        elif isinstance(wish, Pin):
+            self._prefetcher.pin(wish.request_id, wish.digest, wish.ttl_s)
+        else:
+            self._prefetcher.unpin(wish.digest)
+            self._replies.append(Done(wish.request_id))
+
+    def replies(self) -> list[Done | Failed]:
+        """Those to `arrange` that are due, each given once."""
+        due, self._replies = self._replies, []
+        return due
+
     def has_work(self) -> bool:
-        return bool(self._requests)
+        return bool(self._requests) or self._prefetcher.has_work
+
+    def idle_s(self) -> float | None:
+        """Seconds until there is work without anybody's asking; None: for ever."""
+        return self._prefetcher.idle_s()
 
     def step(self) -> list[TokenEvent | Failed]:
         """One forward pass, or a short wait for an adapter that is being read.
@@ -158,6 +185,7 @@ class Engine:
         """
         events = self._lost_to_loads()
         plan = self._scheduler.schedule()
+        self._reply(self._prefetcher.settle())  # requests have chosen their slots
         if plan is None:
             if self.has_work():
                 self._residency.wait(LOAD_WAIT_S)
@@ -210,6 +238,7 @@ class Engine:
             load_s=counts.load_s,
             loads=counts.loads,
             residency=levels,
+            pinned=self._residency.slots.pinned,
             running_adapters=resident,
             waiting_adapters=tuple({s.adapter for s in waiting if s.adapter is not None}),
         )
@@ -217,6 +246,7 @@ class Engine:
     def check(self) -> None:
         """Recounts every structure. Raises AssertionError on drift."""
         self._scheduler.check()
+        self._prefetcher.check()
         alive = {s.key for s in (*self._scheduler.running, *self._scheduler.waiting)}
         known = {s.key for sequences in self._requests.values() for s in sequences}
         assert alive == known, "a request is lost, or a sequence has no request"
@@ -255,10 +285,24 @@ class Engine:
 
     def _lost_to_loads(self) -> list[TokenEvent | Failed]:
         events: dict[str, Failed] = {}
-        for sequence, error in self._scheduler.fail_loads(self._residency.collect()):
+        failed = self._residency.collect(self._awaited)
+        self._reply(self._prefetcher.fail_loads(failed))
+        for sequence, error in self._scheduler.fail_loads(failed):
             events[sequence.request_id] = Failed(sequence.request_id, error.code, error.message)
             self.abort(sequence.request_id)
         return list(events.values())
+
+    def _awaited(self) -> frozenset[str]:
+        return self._scheduler.awaited() | self._prefetcher.awaited
+
+    def _reply(self, answers: list[Answer]) -> None:
+        for answer in answers:
+            error = answer.error
+            self._replies.append(
+                Done(answer.request_id)
+                if error is None
+                else Failed(answer.request_id, error.code, error.message, error.param)
+            )
 
     def _fail_step(self, plan: StepPlan, error: Exception) -> list[TokenEvent | Failed]:
         self._failed_steps += 1

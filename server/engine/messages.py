@@ -33,6 +33,7 @@ class EngineConfig:
     speculative_tokens: int = 0  # guessed per sequence and step, at most; 0: none
     prefix_cache: bool = True
     host_cache_bytes: int = 1 << 30
+    eviction: Literal["lru", "lfu", "cost"] = "lru"  # who leaves a full tier of adapters
     threads: int | None = None  # torch's; None: its default
     kernels: Literal["auto", "torch"] = "auto"  # auto: native or Triton ones, where there are any
     quantization: Literal["none", "int8"] = "none"  # of linear modules; int8: native kernels only
@@ -92,6 +93,32 @@ class Abort:
 @dataclass(frozen=True, slots=True)
 class Shutdown:
     """Stop at once; the sender has let its requests finish already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetch:
+    """Bring an adapter to this tier, or a nearer one; answered by Done or Failed."""
+
+    request_id: str
+    digest: str
+    to: SlotLevel = "slot"
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Bring an adapter to a slot, where it stays; answered by Done or Failed."""
+
+    request_id: str
+    digest: str
+    ttl_s: float | None = None  # from when it is there; None: until it is unpinned
+
+
+@dataclass(frozen=True, slots=True)
+class Unpin:
+    """Let an adapter go when its slot is needed; answered by Done, pinned or not."""
+
+    request_id: str
+    digest: str
 
 
 # --- engine → API process ---------------------------------------------------------------------
@@ -169,6 +196,13 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Done:
+    """A Prefetch, Pin or Unpin is done. The latest Stats show it."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A request is over without a result. `code` names a class of adapters_store/errors.py."""
 
@@ -209,9 +243,10 @@ class Stats:
     load_s: dict[str, float] = field(default_factory=dict)  # total by tier: "disk", "host"
     loads: dict[str, int] = field(default_factory=dict)
     residency: dict[str, SlotLevel] = field(default_factory=dict)  # digest → nearest tier
+    pinned: tuple[str, ...] = ()  # digests that keep their slots
     running_adapters: tuple[str, ...] = ()  # digests resident in slots
     waiting_adapters: tuple[str, ...] = ()  # digests that queued requests wait for
 
 
-ToEngine = Start | Submit | Abort | Shutdown
-FromEngine = LoadProgress | Ready | Tokens | Failed | Stats
+ToEngine = Start | Submit | Abort | Shutdown | Prefetch | Pin | Unpin
+FromEngine = LoadProgress | Ready | Tokens | Failed | Stats | Done

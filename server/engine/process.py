@@ -13,6 +13,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adapters_store.blobs import FolderBlobs
@@ -22,6 +24,8 @@ from server.engine.messages import (
     Abort,
     Failed,
     FromEngine,
+    Pin,
+    Prefetch,
     Ready,
     Shutdown,
     Start,
@@ -30,6 +34,7 @@ from server.engine.messages import (
     ToEngine,
     TokenEvent,
     Tokens,
+    Unpin,
 )
 from server.engine.wire import FROM_ENGINE, HEADER, TO_ENGINE
 
@@ -108,7 +113,7 @@ def _serve(engine: Engine, channel: Channel) -> None:
     sent = Stats()
     due_s = 0.0
     while True:
-        for message in _arrived(channel, wait=not engine.has_work()):
+        for message in _arrived(channel, 0.0 if engine.has_work() else engine.idle_s()):
             if isinstance(message, Shutdown):
                 return
             _take(engine, channel, message)
@@ -119,17 +124,24 @@ def _serve(engine: Engine, channel: Channel) -> None:
         for event in events:
             if isinstance(event, Failed):
                 channel.send(event)
+        replies = engine.replies()
         now = time.monotonic()
-        if now >= due_s or not engine.has_work():
+        if now >= due_s or replies or not engine.has_work():
             due_s = now + STATS_INTERVAL_S
             stats = engine.stats()
             if stats != sent:
                 channel.send(stats)
                 sent = stats
+        for reply in replies:  # after the stats that show what was done
+            channel.send(reply)
 
 
-def _arrived(channel: Channel, *, wait: bool) -> list[ToEngine]:
-    messages: list[ToEngine] = [channel.inbox.get()] if wait else []
+def _arrived(channel: Channel, wait_s: float | None) -> list[ToEngine]:
+    """All that is there, waiting for the first so long; None: for ever."""
+    messages: list[ToEngine] = []
+    if wait_s != 0.0:
+        with suppress(queue.Empty):
+            messages.append(channel.inbox.get(timeout=wait_s))
     while not channel.inbox.empty():
         messages.append(channel.inbox.get())
     return messages
@@ -137,13 +149,22 @@ def _arrived(channel: Channel, *, wait: bool) -> list[ToEngine]:
 
 def _take(engine: Engine, channel: Channel, message: ToEngine) -> None:
     if isinstance(message, Submit):
-        try:
+        with _told(channel, message.request.id):
             engine.submit(message.request)
-        except AdapterdError as error:
-            failed = Failed(message.request.id, error.code, error.message, error.param)
-            channel.send(failed)
     elif isinstance(message, Abort):
         engine.abort(message.request_id, message.index)
+    elif isinstance(message, Prefetch | Pin | Unpin):
+        with _told(channel, message.request_id):
+            engine.arrange(message)
+
+
+@contextmanager
+def _told(channel: Channel, request_id: str) -> Iterator[None]:
+    """Sends what is raised within to who asked."""
+    try:
+        yield
+    except AdapterdError as error:
+        channel.send(Failed(request_id, error.code, error.message, error.param))
 
 
 if __name__ == "__main__":

@@ -125,6 +125,7 @@ def test_gauges_are_read_at_the_scrape():
         kv_blocks_used=1,
         kv_blocks_total=4,
         residency={"d1": "slot", "d2": "host", "f" * 64: "slot"},
+        pinned=("d1",),
         running_adapters=("d1", "f" * 64),
         waiting_adapters=("d2",),
     )
@@ -141,10 +142,21 @@ def test_gauges_are_read_at_the_scrape():
         "waiting_lora_adapters": "dates",
     }
     assert abs(at - time.time()) < 10
-    loaded = {"model_name": "base", "pinned": "false"}
-    name = "vllm:lora_adapter_loaded"
-    assert value(metrics, name, adapter_name="sql", level="slot", **loaded) == 1
-    assert value(metrics, name, adapter_name="dates", level="host", **loaded) == 1
+    loaded = {
+        tuple(dict(labels)[key] for key in ("adapter_name", "level", "pinned")): one
+        for (name, labels), one in samples(metrics).items()
+        if name == "vllm:lora_adapter_loaded"
+    }
+    assert loaded == {
+        ("sql", "slot", "true"): 1,
+        ("dates", "host", "false"): 1,
+        ("f" * 12, "slot", "false"): 1,
+    }
+    assert value(metrics, "adapterd_slots_pinned") == 1
+
+
+def test_the_policy_of_eviction_is_told():
+    assert value(make(eviction="cost"), "adapterd_eviction_info", policy="cost") == 1
 
 
 def test_counters_survive_an_engines_restart():

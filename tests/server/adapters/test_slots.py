@@ -1,9 +1,10 @@
-"""Slots: LRU among those without a lease; rows by rank; a lease is given back exactly once."""
+"""Slots: a policy chooses among those without a lease; rows by rank; leases end exactly once."""
 
 import random
 
 import pytest
 
+from server.adapters.eviction import Lfu
 from server.adapters.slots import SlotLease, SlotPlace, SlotTable
 
 
@@ -43,7 +44,7 @@ def test_a_high_rank_takes_the_place_of_several() -> None:
     for name in "bac":
         table.release(table.lease(name))  # the oldest are now d, e, f, g, h, b
     assert table.assign("high", rank=20) == SlotPlace(5, range(24, 48))
-    assert table.resident == ("g", "h", "b", "a", "c", "high")
+    assert set(table.resident) == {"g", "h", "b", "a", "c", "high"}
     assert table.evictions == 3
     table.check()
 
@@ -75,6 +76,32 @@ def test_a_slot_may_be_missing_where_rows_are_not() -> None:
     table.assign("b", rank=8)
     assert table.assign("c", rank=8) == SlotPlace(0, range(8))
     assert table.resident == ("b", "c")
+
+
+def test_a_pinned_adapter_keeps_its_slot_and_rows_without_a_lease() -> None:
+    table = SlotTable(2, rows=16)
+    table.assign("a", rank=8)
+    table.pin("a")
+    table.assign("b", rank=8)
+    assert table.assign("c", rank=8) == SlotPlace(1, range(8, 16))
+    assert table.assign("high", rank=16) is None
+    table.release(table.lease("c"))
+    table.check()
+    assert (table.pinned, table.rows_pinned, table.leases) == (("a",), 8, 0)
+    table.unpin("a")
+    table.unpin("a")  # no error
+    assert table.assign("high", rank=16) is not None
+    with pytest.raises(KeyError):
+        table.pin("a")
+
+
+def test_the_policy_chooses() -> None:
+    table = SlotTable(2, 16, Lfu())
+    for digest in "ab":
+        table.assign(digest, rank=8)
+    for digest in "aab":
+        table.release(table.lease(digest))
+    assert table.assign("c", rank=8) == SlotPlace(1, range(8, 16)), "b, though it was used later"
 
 
 def test_a_lease_is_released_once() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -9,7 +10,14 @@ from transformers import PreTrainedTokenizerFast
 from adapters_store.content import LinearShape
 from adapters_store.errors import AdapterdError
 from server.api.services import EngineState
-from server.engine.messages import EngineInfo, GenerationRequest, Stats, Timing, TokenEvent
+from server.engine.messages import (
+    EngineInfo,
+    GenerationRequest,
+    SlotLevel,
+    Stats,
+    Timing,
+    TokenEvent,
+)
 
 EOS, USER, ASSISTANT, END = "<eos>", "<user>", "<assistant>", "<end>"
 CHAT_TEMPLATE = (
@@ -55,6 +63,7 @@ class ScriptedEngine:
         self.requests: list[GenerationRequest] = []
         self.closed: list[str] = []  # ids whose generator has been closed
         self.dropped: list[tuple[str, int]] = []
+        self.wishes: list[tuple[str, str, object]] = []  # prefetches, pins and unpins
         self.fail_before: AdapterdError | None = None
         self.fail_after: tuple[int, Exception] | None = None  # (steps, error)
         self.cached: dict[int, int] = {}  # choice → tokens of its prompt that were cached
@@ -109,6 +118,27 @@ class ScriptedEngine:
     def drop(self, request_id: str, index: int) -> None:
         self.dropped.append((request_id, index))
         self._said[index].clear()
+
+    async def prefetch(self, digest: str, to: SlotLevel = "slot") -> None:
+        await self._wish("prefetch", digest, to)
+        self.stats = replace(self.stats, residency=self.stats.residency | {digest: to})
+
+    async def pin(self, digest: str, ttl_s: float | None = None) -> None:
+        await self._wish("pin", digest, ttl_s)
+        levels = self.stats.residency | {digest: "slot"}
+        self.stats = replace(self.stats, residency=levels, pinned=(*self.stats.pinned, digest))
+
+    async def unpin(self, digest: str) -> None:
+        await self._wish("unpin", digest, None)
+        pinned = tuple(one for one in self.stats.pinned if one != digest)
+        self.stats = replace(self.stats, pinned=pinned)
+
+    async def _wish(self, kind: str, digest: str, how: object) -> None:
+        self.wishes.append((kind, digest, how))
+        await asyncio.sleep(0)
+        await self.hold.wait()
+        if self.fail_before is not None:
+            raise self.fail_before
 
     def _event(
         self, request: GenerationRequest, index: int, position: int, tokens: list[int]

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from adapters_store.errors import AdapterdError, AdapterLoadFailed, Conflict, Unavailable
 from server.api.services import ApiLimits
 from server.engine.messages import Stats
 from tests.server.api.conftest import BASE, House, make_house, until
@@ -136,6 +137,119 @@ async def test_delete(house: House):
         reply = await house.client.request(method, path)
         code = reply.json()["error"]["code"]
         assert (reply.status_code, code.endswith("not_found")) == (404, True), path
+
+
+async def test_prefetch(house: House):
+    digest = publish(house.store, "sql").digest
+    reply = await house.client.post("/v1/adapters/sql/prefetch", json={"to": "host"})
+    body = reply.json()
+    assert reply.status_code == 200, body
+    assert (body["id"], body["digest"], body["residency"]) == ("sql", digest, "host")
+    reply = await house.client.post("/v1/adapters/sql/prefetch")  # no body, not even its type
+    assert (reply.status_code, reply.json()["residency"]) == (200, "slot")
+    await push(house, "sql", parts(adapter_files(seed=9)))
+    await house.client.post("/v1/adapters/sql@1/prefetch", json={})
+    wishes = [("prefetch", digest, "host"), ("prefetch", digest, "slot")]
+    assert house.engine.wishes == [*wishes, wishes[1]]
+
+
+async def test_pin_and_unpin(house: House):
+    digest = publish(house.store, "sql").digest
+    reply = await house.client.post("/v1/adapters/sql/pin", json={"ttl_seconds": 600})
+    body = reply.json()
+    assert (reply.status_code, body["pinned"], body["residency"]) == (200, True, "slot"), body
+    shown = (await house.client.get("/v1/adapters/sql")).json()
+    assert shown["pinned"] is True
+    reply = await house.client.delete("/v1/adapters/sql/pin")
+    assert (reply.status_code, reply.json()["pinned"]) == (200, False)
+    await house.client.post("/v1/adapters/sql/pin")
+    await house.client.post("/v1/adapters/sql/pin", json={"ttl_seconds": None})
+    for_ever = ("pin", digest, None)
+    assert house.engine.wishes == [
+        ("pin", digest, 600), ("unpin", digest, None), for_ever, for_ever,
+    ]  # fmt: skip
+
+
+async def test_a_deleted_adapter_is_unpinned(house: House):
+    digest = publish(house.store, "sql").digest
+    await house.client.post("/v1/adapters/sql/pin")
+    await push(house, "sql", parts(adapter_files(seed=9)))
+    assert (await house.client.delete("/v1/adapters/sql")).status_code == 200
+    assert house.engine.wishes[1:] == [("unpin", digest, None)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        ("sql/prefetch", b'{"to": "disk"}', 400, "to"),
+        ("sql/prefetch", b'{"level": "slot"}', 400, None),
+        ("sql/pin", b'{"ttl_seconds": 0}', 400, "ttl_seconds"),
+        ("sql/pin", b'{"ttl_seconds": true}', 400, "ttl_seconds"),
+        ("sql/pin", b'{"ttl_seconds": "600"}', 400, "ttl_seconds"),
+        ("sql/pin", b'{"ttl_seconds": 1e9}', 400, "ttl_seconds"),
+        ("sql/pin", b'{"ttl_seconds": 100000000000}', 400, "ttl_seconds"),
+        ("sql/pin", b"[]", 400, None),
+        ("other/pin", b"{}", 404, None),
+        ("other/prefetch", b"{}", 404, None),
+        ("..%2fsql/pin", b"{}", 404, None),
+    ],
+)
+async def test_a_wish_that_is_refused(
+    house: House, path: str, body: bytes, status: int, param: str | None
+):
+    publish(house.store, "sql")
+    headers = {"content-type": "application/json"}
+    reply = await house.client.post(f"/v1/adapters/{path}", content=body, headers=headers)
+    assert reply.status_code == status, reply.text
+    if param is not None:
+        assert reply.json()["error"]["param"] == param
+    assert house.engine.wishes == []
+
+
+async def test_a_body_of_another_type_is_refused_though_it_may_be_left_out(house: House):
+    publish(house.store, "sql")
+    for body in (b"ttl_seconds=600", iter_of(b"ttl_seconds=600")):
+        headers = {"content-type": "application/x-www-form-urlencoded"}
+        reply = await house.client.post("/v1/adapters/sql/pin", content=body, headers=headers)
+        assert reply.status_code == 415, reply.text
+
+
+async def iter_of(body: bytes):
+    """A body whose length is not said beforehand."""
+    yield body
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (AdapterLoadFailed("it could not be read"), 500, "adapter_load_failed"),
+        (Unavailable("all 4 slots are in use"), 503, "unavailable"),
+        (Conflict("there are 4 slots, 3 of them pinned"), 409, "conflict"),
+    ],
+)
+@pytest.mark.parametrize("what", ["pin", "prefetch"])
+async def test_what_the_engine_refuses(
+    house: House, what: str, error: AdapterdError, status: int, code: str
+):
+    publish(house.store, "sql")
+    house.engine.fail_before = error
+    reply = await house.client.post(f"/v1/adapters/sql/{what}")
+    said = reply.json()["error"]
+    assert (reply.status_code, said["code"], said["message"]) == (status, code, error.message)
+    assert ("retry-after" in reply.headers) == (status == 503)
+
+
+async def test_prefetches_under_way_are_few(tmp_path):
+    async with make_house(tmp_path, limits=ApiLimits(max_requests=2)) as house:
+        publish(house.store, "sql")
+        house.engine.hold.clear()
+        url = "/v1/adapters/sql/prefetch"
+        asked = [asyncio.create_task(house.client.post(url)) for _ in range(2)]
+        await until(lambda: len(house.engine.wishes) == 2)
+        assert (await house.client.post(url)).status_code == 429
+        house.engine.hold.set()
+        assert {(await one).status_code for one in asked} == {200}
+        assert (await house.client.post(url)).status_code == 200
 
 
 REFUSED: list[tuple[Any, Any, int, str, str | None]] = [

@@ -257,3 +257,23 @@ async def test_a_load_report_tells_what_the_adapter_does_to_each_layer(live: Liv
     )
     assert all(layer["delta_norm"] > 0 for layer in report["layers"])
     assert all(0 < layer["relative"] < 100 for layer in report["layers"])
+
+
+async def test_prefetch_and_pin_by_name(live: Live):
+    first, second, *_ = live.reference._folders
+    reply = await live.http.post(f"/v1/adapters/{first}/pin", json={"ttl_seconds": 600})
+    pinned = reply.json()
+    assert (reply.status_code, pinned["residency"], pinned["pinned"]) == (200, "slot", True)
+    refused = await live.http.post(f"/v1/adapters/{second}/pin")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
+    assert "2 slots" in refused.json()["error"]["message"]
+    for name in live.reference._folders:  # each takes the other slot
+        reply = await live.http.post(f"/v1/adapters/{name}/prefetch")
+        assert (reply.status_code, reply.json()["residency"]) == (200, "slot"), reply.text
+    assert (await live.http.get(f"/v1/adapters/{first}")).json()["residency"] == "slot"
+    assert "adapterd_slots_pinned 1.0" in (await live.http.get("/metrics")).text
+    reply = await live.http.delete(f"/v1/adapters/{first}/pin")
+    assert (reply.status_code, reply.json()["pinned"]) == (200, False)
+    reply = await live.http.post(f"/v1/adapters/{second}/pin")
+    assert (reply.status_code, reply.json()["pinned"]) == (200, True)
+    await live.http.delete(f"/v1/adapters/{second}/pin")

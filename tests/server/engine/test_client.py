@@ -105,9 +105,9 @@ async def test_closing_the_generator_ends_the_request(client: EngineClient) -> N
 
 
 async def test_dropping_one_sequence_leaves_the_others(client: EngineClient) -> None:
-    alone = await tokens(client, GenerationRequest("a", (3, 1, 4), GREEDY))
+    alone = await tokens(client, GenerationRequest("a", (3, 1, 4), LONG))
     got: dict[int, list[int | None]] = {0: [], 1: []}
-    async for events in client.generate(GenerationRequest("b", (3, 1, 4), GREEDY, n=2)):
+    async for events in client.generate(GenerationRequest("b", (3, 1, 4), LONG, n=2)):
         for event in events:
             got[event.index].append(event.token_id)
         if len(got[0]) == 2:
@@ -161,6 +161,86 @@ async def test_when_the_other_end_closes_the_engine_ends(client: EngineClient) -
         async for _ in stream:
             pass
     await until(lambda: client.restarts == restarts + 1)
+
+
+async def killed(client: EngineClient) -> None:
+    """Returns when the next engine is ready."""
+    assert client.pid is not None
+    restarts = client.restarts
+    os.kill(client.pid, signal.SIGKILL)
+    await until(lambda: client.restarts == restarts + 1)
+
+
+async def test_prefetched_pinned_and_unpinned_as_the_stats_show(
+    client: EngineClient, config: EngineConfig
+) -> None:
+    digest = publish(Path(config.blobs).parent)
+    await killed(client)
+    await client.prefetch(digest, "host")
+    assert client.stats.residency == {digest: "host"}
+    await client.pin(digest, 300)
+    assert client.stats.residency == {digest: "slot"}
+    assert client.stats.pinned == (digest,)
+    await client.unpin(digest)
+    await client.unpin(digest)
+    assert client.stats.pinned == ()
+    for wish in (client.prefetch("0" * 64), client.pin("0" * 64)):
+        with pytest.raises(AdapterNotFound):
+            await wish
+
+
+async def test_a_pin_ends_by_itself_though_the_engine_has_nothing_to_do(
+    client: EngineClient, config: EngineConfig
+) -> None:
+    digest = publish(Path(config.blobs).parent)
+    await client.pin(digest, 0.2)
+    assert client.stats.pinned == (digest,)
+    await until(lambda: client.stats.pinned == ())
+
+
+async def test_pins_that_hold_are_made_again_in_the_next_engine(
+    client: EngineClient, config: EngineConfig
+) -> None:
+    digest = publish(Path(config.blobs).parent)
+    await client.pin(digest, 300)
+    await killed(client)
+    await until(lambda: client.stats.pinned == (digest,))
+    assert client.stats.residency == {digest: "slot"}
+    await client.pin(digest, 0.01)
+    await killed(client)
+    assert len(await tokens(client, GenerationRequest("a", (3, 1, 4), GREEDY))) == 8
+    assert client.stats.pinned == (), "its time was over"
+    assert client.pid is not None
+    await client.pin(digest)
+    os.kill(client.pid, signal.SIGKILL)
+    await until(lambda: client.state == "restarting")
+    await client.unpin(digest)
+    await until(lambda: client.state == "ready")
+    assert len(await tokens(client, GenerationRequest("a", (3, 1, 4), GREEDY))) == 8
+    assert client.stats.pinned == (), "it was unpinned while there was no engine"
+
+
+async def test_a_pin_of_what_is_gone_is_given_up_after_a_restart(
+    client: EngineClient, config: EngineConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    client._pins["0" * 64] = None
+    await killed(client)
+    await until(lambda: not client._pins)
+    assert "adapter 000000000000 is pinned no more" in caplog.text
+
+
+async def test_a_prefetch_ends_when_the_engine_dies(
+    client: EngineClient, config: EngineConfig
+) -> None:
+    digest = publish(Path(config.blobs).parent)
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGSTOP)  # so that it cannot have answered
+    asked = asyncio.create_task(client.prefetch(digest))
+    await until(lambda: client._asked)
+    await killed(client)
+    with pytest.raises(EngineUnavailable, match="died"):
+        await asked
+    assert not client._asked
 
 
 async def test_progress_is_told_and_a_base_that_cannot_be_served_says_why(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from adapters_store.content import AdapterContent
 from adapters_store.errors import (
+    Conflict,
     ContextLengthExceeded,
     EngineFailed,
     InvalidRequest,
@@ -19,12 +21,17 @@ from adapters_store.errors import (
 from benchmarks.folder_source import FolderSource
 from server.engine.engine import MAX_FAILED_STEPS, Engine
 from server.engine.messages import (
+    Done,
     EngineConfig,
     Failed,
     GenerationRequest,
+    Pin,
+    Prefetch,
     SamplingParams,
     TokenEvent,
+    Unpin,
 )
+from server.engine.scheduler import MAX_FILLS
 from tests.support.adapters import RECIPES, make_adapter
 from tests.support.exactness import assert_nothing_held
 from tests.support.families import LLAMA, make_base
@@ -267,3 +274,94 @@ def test_an_id_in_use_is_refused(engine: Engine) -> None:
     with pytest.raises(InvalidRequest, match="running"):
         engine.submit(request("a"))
     run(engine)
+
+
+def reply_of(engine: Engine) -> Done | Failed:
+    """Steps until there is one."""
+    for _ in range(200):
+        if replies := engine.replies():
+            (reply,) = replies
+            return reply
+        if engine.has_work():
+            engine.step()
+        engine.check()
+    raise AssertionError("no reply")
+
+
+def test_a_prefetched_adapter_is_there_before_it_is_asked_for(engine: Engine) -> None:
+    good = engine._residency._source.digests["all"]  # type: ignore[attr-defined]
+    engine.arrange(Prefetch("p", good, "host"))
+    assert reply_of(engine) == Done("p")
+    assert engine.stats().residency == {good: "host"}
+    engine.arrange(Prefetch("q", good))
+    assert reply_of(engine) == Done("q")
+    assert engine.stats().residency == {good: "slot"}
+    engine.submit(request("a", good))
+    run(engine)
+    assert (engine.stats().slot_hits, engine.stats().slot_misses) == (1, 0)
+
+
+def test_a_pin_is_shown_and_ends(engine: Engine) -> None:
+    good = engine._residency._source.digests["all"]  # type: ignore[attr-defined]
+    engine.arrange(Pin("p", good))
+    assert reply_of(engine) == Done("p")
+    assert engine.stats().pinned == (good,)
+    with pytest.raises(Conflict, match="2 slots, 1 of them pinned"):
+        engine.arrange(Pin("q", "other"))
+    engine.arrange(Unpin("u", good))
+    assert reply_of(engine) == Done("u")
+    assert engine.stats().pinned == ()
+    engine.arrange(Pin("r", good, 0.01))
+    assert reply_of(engine) == Done("r")
+    assert engine.idle_s() is not None
+    while engine.stats().pinned:
+        if engine.has_work():
+            engine.step()
+    assert engine.idle_s() is None
+
+
+@pytest.mark.parametrize(
+    ("adapter", "code"), [("missing", "adapter_not_found"), ("crash", "adapter_load_failed")]
+)
+def test_a_prefetch_that_cannot_be_read_fails_as_a_request_does(
+    engine: Engine, adapter: str, code: str
+) -> None:
+    engine.arrange(Prefetch("p", adapter))
+    reply = reply_of(engine)
+    assert isinstance(reply, Failed)
+    assert (reply.request_id, reply.code) == ("p", code)
+    engine.submit(request("p", adapter))  # ids of requests are others
+    assert run(engine)[1]["p"].code == code
+    assert engine.replies() == []
+
+
+def test_streams_wait_for_few_fills_between_two_steps(
+    folders: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    """Seven adapters are in the host cache when they are all asked for at once."""
+    base, _ = folders
+    made = {
+        f"a{number}": make_adapter(base, LLAMA, RECIPES[0], tmp_path / f"a{number}", seed=number)
+        for number in range(7)
+    }
+    source = FolderSource(made)
+    config = EngineConfig(model=str(base), blobs="", dtype="float32", max_resident_adapters=8)
+    engine = Engine(config, source)
+    try:
+        for name, digest in source.digests.items():
+            engine.arrange(Prefetch(name, digest, "host"))
+            assert reply_of(engine) == Done(name)
+        engine.submit(request("stream", max_tokens=40))
+        engine.step()
+        for name, digest in source.digests.items():
+            engine.submit(request(name, digest, max_tokens=40))
+        fills = [0]
+        while fills[-1] < 7:
+            engine.step()
+            fills.append(engine.stats().loads["host"])
+        steps = [later - earlier for earlier, later in pairwise(fills)]
+        assert max(steps) == MAX_FILLS
+        assert len(steps) == -(-7 // MAX_FILLS)
+        run(engine)
+    finally:
+        engine.close()

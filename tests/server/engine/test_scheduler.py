@@ -19,7 +19,7 @@ from server.engine.messages import SamplingParams, TokenEvent
 from server.engine.plan import Chunk, StepPlan
 from server.engine.prefix_cache import PrefixCache
 from server.engine.sampler import Sampled, SampledToken
-from server.engine.scheduler import MAX_OVERTAKES, Scheduler, SchedulerLimits
+from server.engine.scheduler import MAX_FILLS, MAX_OVERTAKES, Scheduler, SchedulerLimits
 from server.engine.sequence import Phase, Sequence
 from server.kernels.segments import NO_ADAPTER, Segment
 
@@ -34,16 +34,22 @@ class Reads:
         self.slots = SlotTable(slots, rows=8 * slots)
         self.ranks = [4] * slots
         self.at_hand = at_hand
+        self.fills_left = 0.0
 
     def request(self, digest: str) -> None:
         pass
 
+    def allow_fills(self, most: float) -> None:
+        self.fills_left = most
+
     def prepare(self, digest: str) -> bool:
-        return digest in self.at_hand
+        return self.slots.holds(digest) or (digest in self.at_hand and self.fills_left > 0)
 
     def try_lease(self, digest: str) -> SlotLease | None:
-        if not self.slots.holds(digest) and self.slots.assign(digest, rank=4) is None:
-            return None
+        if not self.slots.holds(digest):
+            if self.slots.assign(digest, rank=4) is None:
+                return None
+            self.fills_left -= 1
         return self.slots.lease(digest)
 
     def release(self, lease: SlotLease) -> None:
@@ -262,6 +268,54 @@ def test_a_cold_adapter_at_the_head_holds_up_nobody() -> None:
     assert set(bench.counts()) == {"warm", "base"}
     bench.reads.at_hand.add("b")
     assert "cold" in bench.counts()
+
+
+def test_a_cold_adapter_that_has_come_goes_before_what_arrived_later() -> None:
+    """However many are served in the meantime: the one place there is goes to the cold one next."""
+    bench = Bench(at_hand={"a"}, sequences=1)
+    cold = bench.add("cold", prompt=2, adapter="b")
+    for number in range(5):
+        bench.add(f"warm{number}", prompt=2, adapter="a", max_tokens=1)
+    assert set(bench.counts()) == {"warm0"}
+    assert set(bench.counts()) == {"warm1"}
+    bench.reads.at_hand.add("b")
+    assert set(bench.counts()) == {"cold"}
+    assert cold.overtaken == 0, "it was being read, and wanted no slot"
+    bench.drain()
+
+
+def test_while_streams_run_few_slots_are_filled_in_a_step_in_order_of_arrival() -> None:
+    cold = [f"cold{number}" for number in range(7)]
+    bench = Bench(slots=8, at_hand=set(cold), tokens=64, sequences=9)
+    bench.add("stream", prompt=1, max_tokens=50)
+    bench.step()
+    for name in cold:
+        bench.add(name, prompt=1, adapter=name, max_tokens=50)
+    warm = bench.add("warm", prompt=1, adapter="cold0", max_tokens=50)
+    counts = [bench.counts() for _ in range(4)]
+    assert warm.request_id in counts[0], "its adapter is in a slot by then: nothing to fill"
+    for step, count in enumerate(counts):
+        assert [name for name in cold if name in count] == cold[: MAX_FILLS * (step + 1)]
+    assert all("stream" in count for count in counts)
+    assert all(one.overtaken == 0 for one in bench.scheduler.running)
+
+
+def test_when_nothing_runs_all_slots_are_filled_at_once() -> None:
+    cold = [f"cold{number}" for number in range(7)]
+    bench = Bench(slots=8, at_hand=set(cold), tokens=64)
+    for name in cold:
+        bench.add(name, prompt=1, adapter=name)
+    assert set(bench.counts()) == set(cold)
+
+
+def test_the_digests_that_are_waited_for() -> None:
+    bench = Bench(at_hand={"a"}, slots=1)
+    bench.add("holder", prompt=1, adapter="a", max_tokens=50)
+    bench.add("base", prompt=1)
+    for adapter in "bcb":
+        bench.add(f"{adapter}{len(bench.scheduler.waiting)}", prompt=1, adapter=adapter)
+    bench.step()
+    assert bench.scheduler.awaited() == {"b", "c"}
 
 
 def test_a_sequence_without_a_slot_is_overtaken_only_so_often() -> None:

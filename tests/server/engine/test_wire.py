@@ -9,12 +9,15 @@ import pytest
 from adapters_store.content import LinearShape
 from server.engine.messages import (
     Abort,
+    Done,
     EngineConfig,
     EngineInfo,
     Failed,
     FromEngine,
     GenerationRequest,
     LoadProgress,
+    Pin,
+    Prefetch,
     Ready,
     SamplingParams,
     Shutdown,
@@ -25,6 +28,7 @@ from server.engine.messages import (
     ToEngine,
     TokenEvent,
     Tokens,
+    Unpin,
 )
 from server.engine.wire import FROM_ENGINE, HEADER, TO_ENGINE, Codec
 
@@ -43,6 +47,10 @@ TO = [
     Abort("a"),
     Abort("a", 1),
     Shutdown(),
+    Prefetch("a", "d" * 64, "host"),
+    Pin("a", "d" * 64),
+    Pin("a", "d" * 64, 1.5),
+    Unpin("a", "d" * 64),
 ]
 FROM = [
     LoadProgress("weights", 1, 2),
@@ -50,7 +58,14 @@ FROM = [
     Tokens(EVENTS),
     Tokens((dataclasses.replace(EVENTS[0], logprob=float("-inf")),)),
     Failed(None, "engine_failed", "out of memory"),
-    Stats(running=3, load_s={"disk": 0.5}, residency={"d": "slot"}, waiting_adapters=("d",)),
+    Done("a"),
+    Stats(
+        running=3,
+        load_s={"disk": 0.5},
+        residency={"d": "slot"},
+        waiting_adapters=("d",),
+        pinned=("d",),
+    ),
 ]
 CASES = [(TO_ENGINE, one) for one in TO] + [(FROM_ENGINE, one) for one in FROM]
 
@@ -81,6 +96,7 @@ def test_it_comes_through_as_it_was(codec: Codec[Any], message: object) -> None:
         (2, ["a"]),
         (1, {"request": {"id": "a", "prompt": [1.5], "sampling": {"max_tokens": 1}}}),
         (1, {"request": {"id": "a", "prompt": [True], "sampling": {"max_tokens": 1}}}),
+        (4, {"request_id": "a", "digest": "d", "to": "disk"}),
         (9, {}),
     ],
 )
