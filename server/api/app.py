@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from adapters_store.store import AdapterStore
 from server.api import adapters, errors, health, openai
 from server.api.middleware import RequestEnvelope
+from server.api.reachability import Reachability
 from server.api.services import AdapterCheck, Admission, ApiLimits, Engine, Services
 from server.api.text import TextCodec
 from server.metrics import Metrics
@@ -53,6 +54,7 @@ def create_app(
         limits=limits,
         metrics=metrics,
         admission=Admission(limits.max_requests),
+        reachability=Reachability(store.probe),
     )
     errors.install(app)
     app.add_middleware(RequestEnvelope)

@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from adapters_store.content import AdapterContent, AdapterFacts, BaseModel
 from adapters_store.errors import Draining, EngineUnavailable, Overloaded
 from adapters_store.store import AdapterStore
+from server.api.reachability import Reachability
 from server.api.text import TextCodec
 from server.engine.messages import EngineInfo, GenerationRequest, Stats, TokenEvent
 from server.metrics import Metrics
@@ -116,6 +117,7 @@ class Services:
     limits: ApiLimits
     metrics: Metrics
     admission: Admission
+    reachability: Reachability  # of the store and its catalog
     # Uploads and downloads take seconds in a thread; there are few threads, and completions need
     # one to resolve a name.
     bulk: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_BULK))
