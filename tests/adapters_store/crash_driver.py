@@ -1,6 +1,7 @@
 """Publishes and deletes in processes that are killed with SIGKILL, and tells what they promised.
 
-Run as a process of its own: `python -m tests.adapters_store.crash_driver DATA_DIR ROUNDS SEED`.
+Run as a process of its own: `python -m tests.adapters_store.crash_driver DATA_DIR ROUNDS SEED
+ALIVE_S [STORE CATALOG]`, the last two being URLs; a round's child lives for ALIVE_S at most.
 Each round forks a child (imports are paid once) that checks every earlier promise, then publishes
 until it is killed. Prints one line of JSON: the promises still standing, and counts.
 """
@@ -12,19 +13,29 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adapters_store.blob_place import BlobPlace
 from adapters_store.store import AdapterStore
 from tests.adapters_store.builders import facts_of, folder, uploads
 
 BASE = "demo"
 
 
-def child(data_dir: Path, promises: dict[str, Any], first: int, say: int) -> None:
+def open_store(data_dir: Path, store: str | None, catalog: str | None) -> AdapterStore:
+    """As a machine has it that holds no copies yet, so that a check reads the store itself."""
+    place = BlobPlace(store, str(data_dir / f"copies-{os.getpid()}")) if store else None
+    return AdapterStore(data_dir, base_name=BASE, blobs=place, catalog=catalog)
+
+
+def child(
+    data_dir: Path, urls: Sequence[str | None], promises: dict[str, Any], first: int, say: int
+) -> None:
     """Speaks lines to the pipe `say`; any broken promise is told as a line, too."""
     try:
-        store = AdapterStore(data_dir, base_name=BASE)
+        store = open_store(data_dir, *urls)
         verify(store, promises)
         tell(say, "ready")
         for count in range(first, first + 10_000):
@@ -48,13 +59,19 @@ def tell(say: int, *words: object) -> None:
     os.write(say, json.dumps(words).encode() + b"\n")
 
 
-def run_round(data_dir: Path, promises: dict[str, Any], first: int, alive_s: float) -> list[Any]:
+def run_round(
+    data_dir: Path,
+    urls: Sequence[str | None],
+    promises: dict[str, Any],
+    first: int,
+    alive_s: float,
+) -> list[Any]:
     """The lines of a child that is killed `alive_s` after its first one, wherever it is then."""
     listen, say = os.pipe()
     process = os.fork()
     if process == 0:
         os.close(listen)
-        child(data_dir, promises, first, say)
+        child(data_dir, urls, promises, first, say)
     os.close(say)
     heard = b""
     kill_at: float | None = None
@@ -75,13 +92,15 @@ def run_round(data_dir: Path, promises: dict[str, Any], first: int, alive_s: flo
     return [json.loads(line) for line in heard.splitlines()]
 
 
-def main(data_dir: Path, rounds: int, seed: int) -> None:
+def main(data_dir: Path, rounds: int, seed: int, alive_s: float, *urls: str) -> None:
     chance = random.Random(seed)
     promises: dict[str, str] = {}
     published = deletes = 0
     faults: list[str] = []
     for number in range(rounds):
-        for what, *rest in run_round(data_dir, promises, 1000 * number, chance.uniform(0, 0.3)):
+        lives_s = chance.uniform(0, alive_s)
+        places = urls or (None, None)
+        for what, *rest in run_round(data_dir, places, promises, 1000 * number, lives_s):
             if what == "fault":
                 faults.append(rest[0])
             elif what == "deleting":
@@ -96,4 +115,4 @@ def main(data_dir: Path, rounds: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), *sys.argv[5:])
