@@ -1,7 +1,8 @@
 """Versions at rest: a folder per digest, put in place whole or not at all.
 
-Here: FolderBlobs (reads; any process), OwnedBlobs (also writes; the serving process). Not here:
-names, the catalog, what the files mean.
+Here: Blobs (what a store needs of the place), FolderBlobs (reads; any process), OwnedBlobs (also
+writes; the serving process). Not here: names, the catalog, what the files mean, places that are no
+folder (remote_blobs.py).
 
     <root>/sha256/ab/ab…/{adapter_config.json, adapter_model.safetensors}
     <root>/tmp/<process>/<staging>       same filesystem, so that a rename publishes
@@ -15,14 +16,53 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from adapters_store.content import AdapterContent
-from adapters_store.errors import AdapterNotFound, StoreCorrupt
+from adapters_store.errors import AdapterNotFound, StoreCorrupt, Unavailable
 from adapters_store.package import load_package, package_digest, sync_folder
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Blobs(Protocol):
+    """Where versions rest, as AdapterStore uses it. Safe from several threads.
+
+    Any method that asks the place raises Unavailable, naming it, while it cannot be reached.
+    """
+
+    def staging(self) -> AbstractContextManager[Path]:
+        """A new folder on this machine, removed afterwards with what is left in it."""
+        ...
+
+    def put(self, digest: str, package: Path) -> None:
+        """Makes a durable package from staging the version's content; `package` is gone after."""
+        ...
+
+    def delete(self, digest: str) -> None:
+        """Removes the version if it is there; at no time does half of it show."""
+        ...
+
+    def digests(self) -> Iterator[str]:
+        """Of all versions at rest, in no order; some may come or go meanwhile."""
+        ...
+
+    def verified(self, digest: str) -> Path:
+        """A folder with the version's files, all of their bytes checked.
+
+        Raises AdapterNotFound, StoreCorrupt.
+        """
+        ...
+
+    def probe(self) -> None:
+        """Asks for next to nothing, to see whether the place answers."""
+        ...
+
+    def close(self) -> None:
+        """Gives up staging; versions stay."""
+        ...
 
 
 class FolderBlobs:
@@ -43,7 +83,7 @@ class FolderBlobs:
         try:
             return load_package(folder, digest)
         except FileNotFoundError:
-            raise _not_found(digest) from None  # deleted since it was checked
+            raise no_version(digest) from None  # deleted since it was checked
 
     def verified(self, digest: str) -> Path:
         """The version's folder, after checking all of its bytes. Errors as `read`."""
@@ -52,7 +92,7 @@ class FolderBlobs:
             try:
                 held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             except FileNotFoundError:
-                raise _not_found(digest) from None
+                raise no_version(digest) from None
             try:
                 found = package_digest(folder)
                 break
@@ -67,9 +107,7 @@ class FolderBlobs:
         return folder
 
     def _folder(self, digest: str) -> Path:
-        if not _DIGEST.fullmatch(digest):
-            raise _not_found(digest)
-        return self._root / "sha256" / digest[:2] / digest
+        return self._root / place_of(digest)
 
 
 class OwnedBlobs(FolderBlobs):
@@ -97,6 +135,15 @@ class OwnedBlobs(FolderBlobs):
         shutil.rmtree(self._tmp, ignore_errors=True)
         os.close(self._lease)
 
+    def probe(self) -> None:
+        """Raises Unavailable if the folder is gone, as when what it is mounted from is."""
+        try:
+            os.stat(self._tmp)
+        except OSError as fault:
+            raise Unavailable(
+                f"the store at {self._root} cannot be read now: {fault.strerror}"
+            ) from fault
+
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """A new folder on the store's filesystem, removed afterwards with what is left in it."""
@@ -110,7 +157,7 @@ class OwnedBlobs(FolderBlobs):
     def digests(self) -> Iterator[str]:
         """Of all versions at rest, in no order; some may come or go meanwhile."""
         for folder in (self._root / "sha256").glob("*/*"):
-            if _DIGEST.fullmatch(folder.name):
+            if DIGEST.fullmatch(folder.name):
                 yield folder.name
 
     def put(self, digest: str, package: Path) -> None:
@@ -122,8 +169,8 @@ class OwnedBlobs(FolderBlobs):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(package, target)
-        except OSError as taken:
-            if taken.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+        except OSError as fault:
+            if not is_taken(fault):
                 raise
             try:
                 self.verified(digest)
@@ -146,7 +193,19 @@ class OwnedBlobs(FolderBlobs):
         shutil.rmtree(trash, ignore_errors=True)
 
 
-def _not_found(digest: str) -> AdapterNotFound:
+def is_taken(fault: OSError) -> bool:
+    """Whether a folder could not be renamed because one with something in it is there already."""
+    return fault.errno in (errno.EEXIST, errno.ENOTEMPTY)
+
+
+def place_of(digest: str) -> str:
+    """Where a version lies below the root, here or at a URL. Raises AdapterNotFound."""
+    if not DIGEST.fullmatch(digest):
+        raise no_version(digest)
+    return f"sha256/{digest[:2]}/{digest}"
+
+
+def no_version(digest: str) -> AdapterNotFound:
     return AdapterNotFound(f"no version {digest[:64]!r} rests in this store")
 
 

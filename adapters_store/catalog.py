@@ -1,7 +1,7 @@
 """The database of names, versions and what every alias means now.
 
 Here: Catalog, CatalogWriter. Not here: files, digests' meaning; rows as records (records.py), how
-aliases lie in their tables (aliases.py).
+aliases lie in their tables (aliases.py), what is PostgreSQL's own (databases.py).
 
 SQLite runs with journal_mode=DELETE and synchronous=EXTRA, not WAL: a WAL database with several
 connections checkpointing at once could be corrupted before SQLite 3.51.3, and Python ships older
@@ -17,11 +17,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, select
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import DatabaseError
 
 from adapters_store.aliases import CURRENT_TAG, Alias, AliasRows, Cause, Move, Target
 from adapters_store.content import AdapterFacts
-from adapters_store.errors import StoreCorrupt, Unavailable
+from adapters_store.databases import (
+    UNREACHABLE,
+    catalog_url,
+    postgresql_engine,
+    unreachable,
+    unusable,
+)
+from adapters_store.errors import AdapterdError
 from adapters_store.migrations import upgrade
 from adapters_store.records import (
     AdapterRecord,
@@ -49,7 +56,8 @@ class Catalog:
     def __init__(self, url: URL | str, *, base: str) -> None:
         """Makes the tables, or brings an older version's to this one's.
 
-        Raises Unavailable, StoreCorrupt.
+        `url`: SQLite's or PostgreSQL's. Raises Unavailable, StoreCorrupt, ValueError (a URL of
+        neither).
         """
         self._engine = _engine(url)
         self._base = base
@@ -58,10 +66,11 @@ class Catalog:
             with self._begin(write=True) as connection:
                 upgrade(connection)
         except DatabaseError as broken:
-            raise StoreCorrupt(
-                f"the catalog at {self._engine.url.database} cannot be read: {broken.orig}; "
-                "restore it from a copy, or start with another data directory"
-            ) from broken
+            self.close()
+            raise unusable(self._engine.url, broken) from broken
+        except AdapterdError:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._engine.dispose()
@@ -70,7 +79,7 @@ class Catalog:
     def write(self) -> Iterator["CatalogWriter"]:
         """One transaction that no other writer, in any process, overlaps; commits at the end.
 
-        Raises Unavailable if others hold the database longer than BUSY_TIMEOUT_MS.
+        Raises Unavailable if others hold the database longer than BUSY_TIMEOUT_MS, or it is away.
         """
         with self._writing, self._begin(write=True) as connection:
             yield CatalogWriter(connection, self._base)
@@ -159,8 +168,8 @@ class Catalog:
                 connection = connection.execution_options(adapterd_write=write)
                 with connection.begin():
                     yield connection
-        except OperationalError as busy:
-            raise Unavailable(f"the catalog cannot answer now: {busy.orig}") from busy
+        except UNREACHABLE as away:
+            raise unreachable(self._engine.url, away) from away
 
 
 class CatalogWriter:
@@ -260,10 +269,12 @@ class CatalogWriter:
 
 
 def _engine(url: URL | str) -> Engine:
+    url = catalog_url(url)
+    if url.get_backend_name() == "postgresql":
+        return postgresql_engine(url, busy_timeout_ms=BUSY_TIMEOUT_MS)
     engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _configure_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 

@@ -56,7 +56,8 @@ class AdapterSource(Protocol):
     def read(self, digest: str) -> AdapterContent:
         """Blocking; called from loader threads.
 
-        Raises AdapterNotFound if no such version rests here, StoreCorrupt if its bytes changed.
+        Raises AdapterNotFound if no such version rests here, StoreCorrupt if its bytes changed,
+        Unavailable if the place where it rests cannot be reached now.
         """
         ...
 

@@ -23,7 +23,7 @@ from adapters_store.aliasing import (
     parse_name,
     release_version,
 )
-from adapters_store.blobs import OwnedBlobs
+from adapters_store.blob_place import BlobPlace
 from adapters_store.catalog import AdapterRecord, Catalog, VersionRecord
 from adapters_store.checks import check_tensors
 from adapters_store.content import AdapterFacts, Check
@@ -60,7 +60,7 @@ class Published:
 
 
 class AdapterStore:
-    """Names, versions and their files in one data directory, for one base model.
+    """Names, versions and their files for one base model, in a data directory or by URL.
 
     Methods block; call them from threads, as many as you like. True throughout: every version in
     the catalog has its files, and what `publish` returned survives kill -9 and a power cut.
@@ -74,21 +74,45 @@ class AdapterStore:
     """
 
     def __init__(
-        self, data_dir: Path, *, base_name: str, limits: UploadLimits = DEFAULT_LIMITS
+        self,
+        data_dir: Path,
+        *,
+        base_name: str,
+        limits: UploadLimits = DEFAULT_LIMITS,
+        blobs: BlobPlace | None = None,
+        catalog: URL | str | None = None,
     ) -> None:
+        """Opens the place of the files and the catalog; None: both in `data_dir`.
+
+        Stores with the same catalog must have the same place, and may be on many machines. Raises
+        Unavailable, StoreCorrupt, OSError, ValueError (a URL that nothing installed can open).
+        """
         self._base_name = base_name
         self._limits = limits
-        self._blob_root = data_dir / "store"
-        self._blobs = OwnedBlobs(self._blob_root)
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self._place = blobs or BlobPlace(str(data_dir / "store"))
+        self._blobs = self._place.open()
         sync_folder(data_dir)
-        url = URL.create("sqlite", database=str(data_dir / "catalog.sqlite3"))
-        self._catalog = Catalog(url, base=base_name)
+        default = URL.create("sqlite", database=str(data_dir / "catalog.sqlite3"))
+        try:
+            self._catalog = Catalog(catalog or default, base=base_name)
+        except BaseException:
+            self._blobs.close()
+            raise
         self.aliases = AliasBook(self._catalog)
 
     @property
     def blob_root(self) -> Path:
-        """The folder that `FolderBlobs` of another process may read."""
-        return self._blob_root
+        """The folder on this machine that `FolderBlobs` may read: all versions, or copies."""
+        return self._place.local
+
+    def probe(self) -> None:
+        """Asks the catalog and the files' place for next to nothing.
+
+        Raises Unavailable, naming the one that does not answer.
+        """
+        self._catalog.list(limit=1, after=None)
+        self._blobs.probe()
 
     def close(self) -> None:
         self._catalog.close()

@@ -24,8 +24,11 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-if TYPE_CHECKING:
-    from server.engine.messages import EngineConfig  # brings torch: too slow for --help
+from adapters_store.urls import without_secrets
+
+if TYPE_CHECKING:  # they bring torch: too slow for --help
+    from adapters_store.blob_place import BlobPlace
+    from server.engine.messages import EngineConfig
 
 ENV_PREFIX = "ADAPTERD_"
 DEMO_NAME = "adapterd-demo"
@@ -144,8 +147,31 @@ class Settings(BaseSettings):
     data_dir: ExpandedPath = _setting(
         default_data_dir,
         "Server",
-        "Folder that keeps uploaded adapters and their catalog.",
+        "Folder that keeps uploaded adapters and their catalog, unless --store and --catalog name "
+        "other places.",
         example="/var/lib/adapterd",
+    )
+    store: str | None = _setting(
+        None,
+        "Server",
+        "Where adapters' files rest: a folder, or a URL such as s3://bucket/prefix, which several "
+        "servers may share. Default: store in --data-dir.",
+        example="s3://my-bucket/adapters",
+        min_length=1,
+    )
+    store_cache_bytes: Bytes = _setting(
+        10 << 30,
+        "Server",
+        "Disk space in --data-dir for copies of adapters from a --store that is a URL.",
+        example="50GiB",
+    )
+    catalog: str | None = _setting(
+        None,
+        "Server",
+        "Database of adapters' names and versions, as a URL such as postgresql://user@host/name, "
+        "which several servers may share. Default: SQLite in --data-dir.",
+        example="postgresql://adapterd@db.internal/adapterd",
+        min_length=1,
     )
     max_concurrent_requests: int = _setting(
         256,
@@ -275,6 +301,14 @@ class Settings(BaseSettings):
             raise ValueError("auto, cpu, cuda or cuda:N is wanted")
         return value
 
+    @field_validator("catalog")
+    @classmethod
+    def _catalog_is_known(cls, value: str | None) -> str | None:
+        known = r"(postgres|postgresql|postgresql\+psycopg)://.|sqlite:///."
+        if value is not None and not re.match(known, value):
+            raise ValueError("a URL is wanted that begins with postgresql:// or sqlite:///")
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -301,13 +335,15 @@ class Settings(BaseSettings):
         folder = Path(self.model).expanduser()
         return folder.resolve().name if folder.is_dir() else self.model
 
-    def engine_config(self, *, model: str, blobs: Path) -> "EngineConfig":
+    def engine_config(self, *, model: str, blobs: "BlobPlace") -> "EngineConfig":
         """The engine's slice. `model` is the folder or hub id after the demo is resolved."""
         from server.engine.messages import EngineConfig
 
         return EngineConfig(
             model=model,
-            blobs=str(blobs),
+            blobs=blobs.url,
+            blob_cache=blobs.cache,
+            blob_cache_bytes=blobs.cache_bytes,
             # So small a base is as fast in float32, and its answers are then the same everywhere.
             dtype="float32" if self.model is None and self.dtype == "auto" else self.dtype,
             quantization=self.quantization,
@@ -428,7 +464,10 @@ def _did_you_mean(key: str) -> str:
 def _explain(
     error: ValidationError, flags: Mapping[str, Any], in_file: frozenset[str], path: str
 ) -> str:
-    """The first problem in one line: which setting, set where, what is wrong, what would work."""
+    """The first problem in one line: which setting, set where, what is wrong, what would work.
+
+    Without passwords: a URL that is refused may have one.
+    """
     problem = error.errors(include_url=False)[0]
     field = str(problem["loc"][0])
     if field in flags:
@@ -439,4 +478,4 @@ def _explain(
         where = f"{field} = {problem['input']!r} in {path}" if field in in_file else field
     reason = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     example = off_flag_of(field) if is_switch(field) else f"{flag_of(field)} {about(field).example}"
-    return f"{where}: {reason}. For example: {example}"
+    return f"{without_secrets(where)}: {reason}. For example: {example}"

@@ -22,6 +22,8 @@ from rich.console import Console
 from uvicorn.loops.auto import auto_loop_factory
 
 import demo
+from adapters_store.blob_place import BlobPlace
+from adapters_store.databases import catalog_url, shown
 from adapters_store.errors import (
     AdapterNotFound,
     EngineStartFailed,
@@ -61,6 +63,7 @@ def run(settings: Settings) -> int:
     if settings.log_level == "info":
         logging.getLogger("uvicorn").setLevel("WARNING")  # ours says where it listens
         logging.getLogger("httpx2").setLevel("WARNING")  # a line per file of the hub
+        logging.getLogger("aiobotocore").setLevel("WARNING")  # where S3's keys were found
     with _bound_socket(settings) as listener:
         if not ip_address(listener.getsockname()[0]).is_loopback:
             logger.warning(
@@ -115,8 +118,9 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
         sources = _sources(settings)
         model = settings.model or str(demo.base_path())
         folder = await asyncio.to_thread(resolve_model, model)
-        with closing(await asyncio.to_thread(_open_store, settings)) as store:
-            config = settings.engine_config(model=str(folder), blobs=store.blob_root)
+        place = _blob_place(settings)
+        with closing(await asyncio.to_thread(_open_store, settings, place)) as store:
+            config = settings.engine_config(model=str(folder), blobs=place)
             # The tokenizer is read while the engine's process reads the weights.
             reading = asyncio.create_task(asyncio.to_thread(_read_tokenizer, folder))
             async with _started_engine(config, console) as engine:
@@ -202,11 +206,21 @@ def _announcement(settings: Settings, services: Services, port: int) -> str:
         base=services.engine.info,
         adapters=[record.name for record in records],
         more_adapters=more,
-        data_dir=str(settings.data_dir),
+        kept_in=_kept_in(settings),
         chat=services.text.has_chat_template,
         example=example if settings.model is None else (settings.base_name, "Once upon a time"),
     )
     return announcement(serving)
+
+
+def _kept_in(settings: Settings) -> str:
+    """Where adapters rest, without passwords."""
+    places = [str(settings.data_dir)]
+    if settings.store is not None:
+        places.append(f"files in {_blob_place(settings)}")
+    if settings.catalog is not None:
+        places.append(f"names in {shown(catalog_url(settings.catalog))}")
+    return ", ".join(places)
 
 
 def _bound_socket(settings: Settings) -> socket.socket:
@@ -226,16 +240,35 @@ def _bound_socket(settings: Settings) -> socket.socket:
     return listener
 
 
-def _open_store(settings: Settings) -> AdapterStore:
-    """Raises SettingsError if the folder cannot be made or written to, StoreCorrupt."""
-    limits = UploadLimits(max_upload_bytes=settings.max_upload_bytes)
+def _blob_place(settings: Settings) -> BlobPlace:
+    return BlobPlace(
+        settings.store or str(settings.data_dir / "store"),
+        cache=str(settings.data_dir / "store-cache"),
+        cache_bytes=settings.store_cache_bytes,
+    )
+
+
+def _open_store(settings: Settings, place: BlobPlace) -> AdapterStore:
+    """Raises SettingsError (a folder that cannot be written to, a URL that nothing here opens),
+    Unavailable, StoreCorrupt."""
     try:
-        return AdapterStore(settings.data_dir, base_name=settings.base_name, limits=limits)
+        return AdapterStore(
+            settings.data_dir,
+            base_name=settings.base_name,
+            limits=UploadLimits(max_upload_bytes=settings.max_upload_bytes),
+            blobs=place,
+            catalog=settings.catalog,
+        )
     except OSError as error:
+        flag = f"--data-dir {settings.data_dir}"
+        if settings.store is not None and str(error.filename).startswith(str(place.folder)):
+            flag = f"--store {place}"
         raise SettingsError(
-            f"--data-dir {settings.data_dir}: {error.filename or 'its catalog'}: {error.strerror}. "
+            f"{flag}: {error.filename or 'its catalog'}: {error.strerror}. "
             "Name a folder that this user can write to."
         ) from None
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 def _read_tokenizer(folder: Path) -> TextCodec:

@@ -52,7 +52,7 @@ class Serving:
     base: EngineInfo
     adapters: Sequence[str]
     more_adapters: bool  # than those named
-    data_dir: str
+    kept_in: str  # folders and URLs, without passwords
     chat: bool  # the base has a chat template
     example: tuple[str, str]  # a model's name, and what to ask it
 
@@ -76,7 +76,7 @@ def announcement(serving: Serving) -> str:
 adapterd {serving.version} serves at {serving.url}
   base      {serving.base_name} ({facts}, loaded in {base.load_s:.1f} s)
   adapters  {adapters or "none yet: adapterd adapters push FOLDER --name NAME"}
-  kept in   {serving.data_dir}{SLOW if slow else ""}
+  kept in   {serving.kept_in}{SLOW if slow else ""}
 
 Try it in another terminal:
   {_curl(serving)}

@@ -1,9 +1,12 @@
 """For every test: no setting from outside, and slow ones only when asked for."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
+
+from tests.support import servers
 
 # Where there is no GPU, Triton's kernels are interpreted. The flag is read when they are decorated,
 # so it must be set before anything imports triton, as peft does.
@@ -19,6 +22,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: set ADAPTERD_TEST_ALL=1"))
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[servers.PostgreSQL]:
+    """A real one, started for the run's first test that needs it."""
+    with servers.postgresql() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def _moto() -> Iterator[servers.S3]:
+    with servers.moto_s3() as started:
+        yield started
+
+
+@pytest.fixture
+def s3(_moto: servers.S3, monkeypatch: pytest.MonkeyPatch) -> servers.S3:
+    """An S3 that this process and those it starts find by their environment."""
+    for name, value in servers.s3_environment(_moto.port).items():
+        monkeypatch.setenv(name, value)
+    return _moto
 
 
 @pytest.fixture(autouse=True)

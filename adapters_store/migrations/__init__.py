@@ -10,6 +10,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, inspect
 
+from adapters_store.databases import shown
 from adapters_store.errors import StoreCorrupt
 
 BEFORE_ALEMBIC = "0001"  # what catalogs had that were made before there were migrations
@@ -30,6 +31,6 @@ def upgrade(connection: Connection) -> None:
         command.upgrade(config, "head")
     except CommandError as unknown:
         raise StoreCorrupt(
-            f"the catalog at {connection.engine.url.render_as_string()} was made by a newer "
+            f"the catalog at {shown(connection.engine.url)} was made by a newer "
             f"adapterd: {unknown}; start that one, or name another catalog"
         ) from unknown

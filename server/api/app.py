@@ -14,6 +14,7 @@ from server.api import adapters, aliases, compare, errors, health, openai
 from server.api import store as store_routes
 from server.api.compat import llamacpp, lorax, sglang, vllm
 from server.api.middleware import RequestEnvelope
+from server.api.reachability import Reachability
 from server.api.services import AdapterCheck, Admission, ApiLimits, Engine, Services
 from server.api.text import TextCodec
 from server.metrics import Metrics
@@ -59,6 +60,7 @@ def create_app(
         metrics=metrics,
         admission=Admission(limits.max_requests),
         sources=sources or Sources(),
+        reachability=Reachability(store.probe),
     )
     errors.install(app)
     app.add_middleware(RequestEnvelope)

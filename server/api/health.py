@@ -23,9 +23,14 @@ async def live() -> dict[str, str]:
 
 
 async def ready(services: AnyTime) -> dict[str, str]:
-    """Requests can be served now. Raises Draining, EngineUnavailable."""
+    """Requests can be served now, for any adapter.
+
+    Raises Draining, EngineUnavailable, Unavailable (the catalog or the store, whichever is away;
+    adapters at hand are served all the same).
+    """
     services.admission.check_open()
     services.require_engine()
+    await services.reachability.check()
     return {"status": "ok"}
 
 

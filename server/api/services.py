@@ -16,6 +16,7 @@ from adapters_store.content import AdapterContent, AdapterFacts, BaseModel
 from adapters_store.errors import Draining, EngineUnavailable, Overloaded
 from adapters_store.sources import Sources
 from adapters_store.store import AdapterStore
+from server.api.reachability import Reachability
 from server.api.text import TextCodec
 from server.engine.messages import (
     EngineInfo,
@@ -136,6 +137,7 @@ class Services:
     metrics: Metrics
     admission: Admission
     sources: Sources  # what load calls may read
+    reachability: Reachability  # of the store and its catalog
     # Uploads and downloads take seconds in a thread; there are few threads, and completions need
     # one to resolve a name.
     bulk: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_BULK))

@@ -137,7 +137,8 @@ class EngineClient:
         """The request's events, step by step, until all of its sequences have ended.
 
         Closing the generator aborts the request. Raises EngineUnavailable when the engine is not
-        there or dies, AdapterNotFound, AdapterLoadFailed, EngineFailed, InvalidRequest.
+        there or dies, AdapterNotFound, AdapterLoadFailed, StoreCorrupt, Unavailable (the adapter's
+        files cannot be reached), EngineFailed, InvalidRequest.
         """
         self._require_ready()
         entry = _Open(running=set(range(request.n)))

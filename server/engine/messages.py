@@ -18,7 +18,7 @@ class EngineConfig:
     """Everything the engine is told, once, at its start."""
 
     model: str  # folder or hub id
-    blobs: str  # folder that holds adapter versions by digest
+    blobs: str  # folder or URL that holds adapter versions by digest
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     max_resident_adapters: int = 8
@@ -38,6 +38,8 @@ class EngineConfig:
     kernels: Literal["auto", "torch"] = "auto"  # auto: native or Triton ones, where there are any
     quantization: Literal["none", "int8"] = "none"  # of linear modules; int8: native kernels only
     cuda_graphs: bool = True  # decode steps are captured and replayed, on CUDA
+    blob_cache: str = ""  # folder for copies of what rests at a URL
+    blob_cache_bytes: int = 10 << 30  # of copies, at most
 
 
 @dataclass(frozen=True, slots=True)

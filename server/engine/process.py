@@ -15,9 +15,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
-from adapters_store.blobs import FolderBlobs
+from adapters_store.blob_place import BlobPlace
 from adapters_store.errors import AdapterdError, EngineStartFailed
 from server.engine.engine import Engine
 from server.engine.messages import (
@@ -88,10 +87,10 @@ def main(descriptor: int) -> int:
     start = channel.inbox.get()
     if not isinstance(start, Start):
         raise TypeError(f"the first message must be Start, not {type(start).__name__}")
+    config = start.config
+    place = BlobPlace(config.blobs, config.blob_cache, config.blob_cache_bytes)
     try:
-        engine = Engine(
-            start.config, FolderBlobs(Path(start.config.blobs)), on_progress=channel.send
-        )
+        engine = Engine(config, place.reader(), on_progress=channel.send)
     except AdapterdError as error:
         channel.send(Failed(None, error.code, error.message, error.param))
         channel.close()

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from adapters_store.blobs import Blobs
 from adapters_store.content import AdapterContent, AdapterFacts
 from adapters_store.members import UploadedFile
-from adapters_store.package import CONFIG_NAME, WEIGHTS_NAME
+from adapters_store.package import CONFIG_NAME, WEIGHTS_NAME, write_package
 
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 4, "target_modules": ["v_proj", "q_proj"]}
 
@@ -32,6 +33,16 @@ def folder(value: float = 1.0, **config: Any) -> dict[str, bytes]:
         CONFIG_NAME: json.dumps(CONFIG | config).encode(),
         WEIGHTS_NAME: save(tensors(value), {"format": "pt"}),
     }
+
+
+def put(blobs: Blobs, value: float = 1.0) -> str:
+    """Puts a small adapter's files into a place; returns the digest."""
+    files = folder(value)
+    with blobs.staging() as staging:
+        (staging / "upload").write_bytes(files[WEIGHTS_NAME])
+        digest = write_package(files[CONFIG_NAME], staging / "upload", staging / "package")
+        blobs.put(digest, staging / "package")
+    return digest
 
 
 def uploads(files: Mapping[str, bytes]) -> list[UploadedFile]:

@@ -1,9 +1,10 @@
 """Changes a store in processes that are killed with SIGKILL, and tells what they promised.
 
-Run as a process of its own: `python -m tests.adapters_store.crash_driver DATA_DIR ROUNDS SEED`.
-Each round forks a child (imports are paid once) that checks every earlier promise, then uploads,
-moves aliases, deletes and collects garbage until it is killed. Prints one line of JSON: the
-promises still standing, how often each thing was done, and the faults.
+Run as a process of its own: `python -m tests.adapters_store.crash_driver DATA_DIR ROUNDS SEED
+[STORE CATALOG]`, the last two being URLs. Each round forks a child (imports are paid once) that
+checks every earlier promise, then uploads, moves aliases, deletes and collects garbage until it is
+killed. Prints one line of JSON: the promises still standing, how often each thing was done, and the
+faults.
 
 A promise: reference → the digests it may have, "" if it may be absent; none: it must be absent.
 """
@@ -16,10 +17,12 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from adapters_store.aliases import Target
+from adapters_store.blob_place import BlobPlace
 from adapters_store.errors import NotFound
 from adapters_store.store import AdapterStore
 from tests.adapters_store.builders import facts_of, folder, uploads
@@ -33,10 +36,18 @@ SILENCE_S = 30.0
 Promises = dict[str, list[str]]
 
 
-def child(data_dir: Path, promises: Promises, first: int, say: int) -> None:
+def open_store(data_dir: Path, store: str | None, catalog: str | None) -> AdapterStore:
+    """As a machine has it that holds no copies yet, so that a check reads the store itself."""
+    place = BlobPlace(store, str(data_dir / f"copies-{os.getpid()}")) if store else None
+    return AdapterStore(data_dir, base_name=BASE, blobs=place, catalog=catalog)
+
+
+def child(
+    data_dir: Path, urls: Sequence[str | None], promises: Promises, first: int, say: int
+) -> None:
     """Speaks lines to the pipe `say`; any broken promise is told as a line, too."""
     try:
-        store = AdapterStore(data_dir, base_name=BASE)
+        store = open_store(data_dir, *urls)
         verify(store, promises)
         tell(say, "ready")
         for count in range(first, first + 10_000):
@@ -95,7 +106,13 @@ def hear(promises: Promises, words: list[Any]) -> None:
         promises[reference] = [] if digest is None else [digest]
 
 
-def run_round(data_dir: Path, promises: Promises, first: int, chance: random.Random) -> list[Any]:
+def run_round(
+    data_dir: Path,
+    urls: Sequence[str | None],
+    promises: Promises,
+    first: int,
+    chance: random.Random,
+) -> list[Any]:
     """The lines of a child that is killed a moment after one of its first, whichever is drawn.
 
     Counted in lines, so that a slow machine gets as far as a fast one; the moment is for the parts
@@ -105,7 +122,7 @@ def run_round(data_dir: Path, promises: Promises, first: int, chance: random.Ran
     process = os.fork()
     if process == 0:
         os.close(listen)
-        child(data_dir, promises, first, say)
+        child(data_dir, urls, promises, first, say)
     os.close(say)
     heard, lines = b"", chance.randrange(1, LINES)
     while heard.count(b"\n") < lines:
@@ -124,13 +141,13 @@ def run_round(data_dir: Path, promises: Promises, first: int, chance: random.Ran
     return [json.loads(line) for line in heard.splitlines()]
 
 
-def main(data_dir: Path, rounds: int, seed: int) -> None:
+def main(data_dir: Path, rounds: int, seed: int, *urls: str) -> None:
     chance = random.Random(seed)
     promises: Promises = {}
     done: Counter[str] = Counter()
     faults: list[str] = []
     for number in range(rounds):
-        for words in run_round(data_dir, promises, 1000 * number, chance):
+        for words in run_round(data_dir, urls or (None, None), promises, 1000 * number, chance):
             hear(promises, words)
             if words[0] == "fault":
                 faults.append(words[1])
@@ -140,4 +157,4 @@ def main(data_dir: Path, rounds: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

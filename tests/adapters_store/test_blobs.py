@@ -1,4 +1,4 @@
-import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -7,35 +7,22 @@ from pathlib import Path
 import pytest
 
 from adapters_store.blobs import FolderBlobs, OwnedBlobs
-from adapters_store.errors import AdapterNotFound, StoreCorrupt
-from adapters_store.package import CONFIG_NAME, WEIGHTS_NAME, write_package
-from tests.adapters_store.builders import folder
+from adapters_store.errors import AdapterNotFound, StoreCorrupt, Unavailable
+from adapters_store.package import CONFIG_NAME, WEIGHTS_NAME
+from tests.adapters_store.builders import put
+from tests.adapters_store.homes import Objects, reader_elsewhere
 
-
-@pytest.fixture
-def blobs(tmp_path):
-    owned = OwnedBlobs(tmp_path / "store")
-    yield owned
-    owned.close()
-
-
-def put(blobs: OwnedBlobs, value: float = 1.0) -> str:
-    files = folder(value)
-    with blobs.staging() as staging:
-        (staging / "upload").write_bytes(files[WEIGHTS_NAME])
-        digest = write_package(files[CONFIG_NAME], staging / "upload", staging / "package")
-        blobs.put(digest, staging / "package")
-    return digest
+# What both kinds of place promise is tested on both; `in_a_folder` is for what only one of them is.
+in_a_folder = pytest.mark.parametrize("place", ["folder"], indirect=True)
 
 
 def staged(root: Path) -> list[Path]:
     return list((root / "tmp").glob("*/*"))
 
 
-def test_a_reader_elsewhere_sees_what_was_put(blobs, tmp_path):
+def test_a_reader_elsewhere_sees_what_was_put(blobs, place):
     digest = put(blobs)
-    reader = FolderBlobs(tmp_path / "store")
-    content = reader.read(digest)
+    content = reader_elsewhere(place).read(digest)
     assert content.digest == digest
     assert content.config["r"] == 4
     assert {name: float(t.float().mean()) for name, t in content.tensors.items()} == {
@@ -44,7 +31,7 @@ def test_a_reader_elsewhere_sees_what_was_put(blobs, tmp_path):
     }
     blobs.delete(digest)
     with pytest.raises(AdapterNotFound):
-        reader.read(digest)
+        reader_elsewhere(place).read(digest)
     assert float(content.tensors["layers.0.q_proj.lora_A.weight"].sum()) == 32.0  # still mapped
 
 
@@ -55,11 +42,13 @@ def test_a_reader_writes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("digest", ["", "0" * 63, "G" * 64, "../" * 22, "0" * 64 + "\n", "É" * 64])
-def test_what_is_no_digest_is_not_found(blobs, digest):
-    with pytest.raises(AdapterNotFound):
-        blobs.read(digest)
+def test_what_is_no_digest_is_not_found(blobs, place, digest):
+    for ask in (blobs.verified, reader_elsewhere(place).read):
+        with pytest.raises(AdapterNotFound):
+            ask(digest)
 
 
+@in_a_folder
 def test_putting_again_changes_nothing(blobs, tmp_path):
     digest = put(blobs)
     config = tmp_path / "store" / "sha256" / digest[:2] / digest / CONFIG_NAME
@@ -69,38 +58,47 @@ def test_putting_again_changes_nothing(blobs, tmp_path):
     assert staged(tmp_path / "store") == []
 
 
-def test_putting_again_mends_a_damaged_version(blobs, tmp_path):
+def test_putting_again_mends_a_damaged_version(blobs, place):
     digest = put(blobs)
-    weights = tmp_path / "store" / "sha256" / digest[:2] / digest / WEIGHTS_NAME
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    objects = Objects(place)
+    objects.write(digest, WEIGHTS_NAME, objects.read(digest, WEIGHTS_NAME)[:-1] + b"\xff")
     with pytest.raises(StoreCorrupt, match="digest"):
-        blobs.read(digest)
-    weights.unlink()
+        reader_elsewhere(place).read(digest)
+    objects.remove(digest, WEIGHTS_NAME)
     with pytest.raises(StoreCorrupt, match="lacks a file"):
-        blobs.read(digest)
+        reader_elsewhere(place).read(digest)
     assert put(blobs) == digest
-    assert blobs.read(digest).digest == digest
-    assert staged(tmp_path / "store") == []
+    assert reader_elsewhere(place).read(digest).digest == digest
+    assert staged(place.local) == []
 
 
-def test_a_version_under_another_digest_is_corrupt(blobs, tmp_path):
+def test_a_version_under_another_digest_is_corrupt(blobs, place):
     one, two = put(blobs, 1.0), put(blobs, 2.0)
-    root = tmp_path / "store" / "sha256"
-    os.rename(root / one[:2] / one / CONFIG_NAME, root / two[:2] / two / CONFIG_NAME)
-    os.rename(root / one[:2] / one / WEIGHTS_NAME, root / two[:2] / two / WEIGHTS_NAME)
+    objects = Objects(place)
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        objects.write(two, name, objects.read(one, name))
     with pytest.raises(StoreCorrupt):
-        blobs.read(two)
+        reader_elsewhere(place).read(two)
 
 
-def test_deleting_twice_is_no_fault(blobs):
+def test_deleting_twice_is_no_fault(blobs, place):
     digest = put(blobs)
     blobs.delete(digest)
     blobs.delete(digest)
     with pytest.raises(AdapterNotFound):
-        blobs.read(digest)
+        blobs.verified(digest)
+    assert Objects(place).digests() == set()
 
 
-def test_staging_is_removed_whatever_happens(blobs, tmp_path):
+def test_a_place_that_answers_can_be_probed(blobs, place):
+    blobs.probe()
+    if place.folder is not None:
+        shutil.rmtree(place.folder)
+        with pytest.raises(Unavailable, match=str(place.folder)):
+            blobs.probe()
+
+
+def test_staging_is_removed_whatever_happens(blobs, place):
     def fail() -> None:
         with blobs.staging() as staging:
             (staging / "file").write_bytes(b"x")
@@ -108,9 +106,10 @@ def test_staging_is_removed_whatever_happens(blobs, tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert staged(tmp_path / "store") == []
+    assert staged(place.local) == []
 
 
+@in_a_folder
 def test_a_dead_process_leftovers_are_swept_and_a_living_ones_kept(blobs, tmp_path):
     root = tmp_path / "store"
     script = (
@@ -128,6 +127,7 @@ def test_a_dead_process_leftovers_are_swept_and_a_living_ones_kept(blobs, tmp_pa
         assert staged(root) == [mine]
 
 
+@in_a_folder
 def test_readers_see_a_version_whole_or_not_at_all(blobs, tmp_path):
     """While one thread puts and deletes it, over and over."""
     digest = put(blobs)

@@ -15,9 +15,14 @@ def digest(number: int) -> str:
     return f"{number:064x}"
 
 
-@pytest.fixture
-def url(tmp_path):
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgresql_url")
     return f"sqlite:///{tmp_path / 'catalog.sqlite3'}"
+
+
+on_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
@@ -51,6 +56,7 @@ def test_records_come_back_as_they_went_in(catalog, url):
     catalog.check()
 
 
+@on_sqlite
 def test_a_file_that_is_no_database(url, tmp_path):
     path = tmp_path / "catalog.sqlite3"
     path.write_bytes(b"no database" * 100)
@@ -103,15 +109,15 @@ def test_bases_do_not_see_each_other(catalog, url):
     other.close()
 
 
-def test_deleting_a_name_takes_its_rows_along(catalog, tmp_path):
+def test_deleting_a_name_takes_its_rows_along(catalog):
     add(catalog, "a", 1)
     add(catalog, "a", 2)
     with catalog.write() as writer:
         assert [one.digest for one in writer.versions("a")] == [digest(1), digest(2)]
         writer.delete_adapter("a")
-    with sqlite3.connect(tmp_path / "catalog.sqlite3") as raw:
+    with catalog._begin() as connection:
         for table in ("adapters", "versions", "aliases", "canaries", "alias_moves"):
-            assert raw.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
+            assert connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar() == 0
     assert add(catalog, "a", 1).number == 1
 
 
@@ -122,6 +128,7 @@ def test_prefixes_match_at_most_twice(catalog):
     assert [v.number for v in catalog.versions_by_digest("a", digest(2))] == [3]
 
 
+@on_sqlite
 def test_sqlite_runs_as_the_module_says(catalog):
     with catalog._begin() as connection:
         settings = {
@@ -162,6 +169,7 @@ def test_writers_of_two_connections_take_turns(catalog, url):
     other.close()
 
 
+@on_sqlite
 def test_check_finds_each_broken_promise(catalog, tmp_path):
     breaks = [
         "DELETE FROM aliases WHERE adapter_id = 1",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from adapters_store.blobs import FolderBlobs, OwnedBlobs
+from adapters_store.blobs import Blobs, FolderBlobs
 from adapters_store.content import AdapterContent, AdapterFacts
 from adapters_store.errors import (
     AdapterNotFound,
@@ -35,11 +35,14 @@ from tests.adapters_store.builders import (
     uploads,
     zipped,
 )
+from tests.adapters_store.homes import Home, objects_of
+
+in_a_folder = pytest.mark.parametrize("home", ["local"], indirect=True)
 
 
 @pytest.fixture
-def store(tmp_path):
-    opened = AdapterStore(tmp_path / "data", base_name="demo")
+def store(home: Home):
+    opened = home.open()
     yield opened
     opened.check()
     opened.close()
@@ -52,7 +55,7 @@ def publish(store: AdapterStore, name: str = "a", value: float = 1.0, **kwargs) 
 def stored(store: AdapterStore) -> set[str]:
     """Digests at rest; staging must be empty beside them."""
     assert list((store.blob_root / "tmp").glob("*/*")) == []
-    return {path.name for path in (store.blob_root / "sha256").glob("*/*")}
+    return stored_versions(store)
 
 
 def test_publish_makes_a_version_that_the_engine_can_read(store):
@@ -134,6 +137,7 @@ def test_resolve_refuses_an_ambiguous_prefix(store):
         writer.delete_adapter("a")
 
 
+@in_a_folder
 @pytest.mark.parametrize(
     "name", ["", "A", "-a", ".a", "a" * 64, "a/b", "a\n", "a@1", "../a", "é", "a b", "a:b", "a\0"]
 )
@@ -147,6 +151,7 @@ def test_bad_names_are_refused(store, name):
         store.delete(name)
 
 
+@in_a_folder
 @pytest.mark.parametrize("name", ["a", "0", "a" * 63, "a.b_c-d", "1."])
 def test_good_names_are_taken(store, name):
     assert publish(store, name).version == store.resolve(name)
@@ -271,11 +276,11 @@ def test_delete_keeps_what_another_name_shares(store):
     assert publish(store, "a", 2.0).version.number == 1
 
 
-def test_everything_is_there_again_after_reopening(tmp_path):
-    store = AdapterStore(tmp_path / "data", base_name="demo")
+def test_everything_is_there_again_after_reopening(home):
+    store = home.open()
     versions = [publish(store, "a", float(n)).version for n in (1, 2)]
     store.close()
-    again = AdapterStore(tmp_path / "data", base_name="demo")
+    again = home.open()
     assert again.versions("a") == tuple(versions)
     assert again.blob_root == store.blob_root
     again.check()
@@ -303,6 +308,7 @@ def test_a_download_is_the_same_each_time_and_uploads_to_the_same_version(store,
     other.close()
 
 
+@in_a_folder
 def test_a_damaged_version_is_not_downloaded_and_uploading_mends_it(store):
     digest = publish(store).version.digest
     weights = store.blob_root / "sha256" / digest[:2] / digest / WEIGHTS_NAME
@@ -339,8 +345,8 @@ def together(*works) -> list[Any]:
     return results
 
 
-def test_the_same_content_published_at_once_is_created_once(store, tmp_path):
-    other = AdapterStore(tmp_path / "data", base_name="demo")  # as of another process
+def test_the_same_content_published_at_once_is_created_once(store, home):
+    other = home.open_elsewhere()
     for round_ in range(8):
         name = f"n{round_}"
         results = together(
@@ -355,26 +361,28 @@ def test_the_same_content_published_at_once_is_created_once(store, tmp_path):
     other.close()
 
 
-class SlowBlobs(OwnedBlobs):
-    """Waits where others could slip in between files and rows."""
+def slow_down(blobs: Blobs) -> None:
+    """Makes it wait where others could slip in between files and rows."""
+    put, delete = blobs.put, blobs.delete
 
-    def put(self, digest: str, package: Path) -> None:
-        super().put(digest, package)
+    def slow_put(digest: str, package: Path) -> None:
+        put(digest, package)
         time.sleep(0.02)
 
-    def delete(self, digest: str) -> None:
+    def slow_delete(digest: str) -> None:
         time.sleep(0.02)
-        super().delete(digest)
+        delete(digest)
+
+    blobs.put, blobs.delete = slow_put, slow_delete
 
 
 @pytest.mark.parametrize("delete_first_s", [0.0, 0.01, 0.02, 0.03, 0.04])
 def test_a_delete_beside_a_publish_of_the_same_content_leaves_no_row_without_files(
-    store, tmp_path, delete_first_s
+    store, home, delete_first_s
 ):
-    other = AdapterStore(tmp_path / "data", base_name="demo")
+    other = home.open_elsewhere()
     for target in (store, other):
-        target._blobs.close()
-        target._blobs = SlowBlobs(store.blob_root)
+        slow_down(target._blobs)
 
     def publish_late(target: AdapterStore) -> Published:
         time.sleep(delete_first_s)
@@ -395,7 +403,7 @@ def test_a_delete_beside_a_publish_of_the_same_content_leaves_no_row_without_fil
 
 
 def stored_versions(store: AdapterStore) -> set[str]:
-    return {path.name for path in (store.blob_root / "sha256").glob("*/*")}
+    return objects_of(store._place).digests()
 
 
 def test_a_version_is_published_and_deleted_under_one_name_from_all_sides(store):
@@ -422,6 +430,7 @@ def anonymous_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
+@in_a_folder
 def test_memory_does_not_grow_with_the_adapter(store, tmp_path):
     """96 MB pass through 1 MB pieces; the tensors that a check sees are mapped, not read."""
     torch.manual_seed(0)

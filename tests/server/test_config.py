@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters_store.blob_place import BlobPlace
 from server.cli_settings import human_bytes, takes_settings
 from server.config import (
     Settings,
@@ -134,6 +135,21 @@ def test_a_bad_flag_is_one_line_with_the_remedy(
     assert all(name in message for name in names), message
 
 
+@pytest.mark.parametrize("set_by", ["flag", "variable", "file"])
+def test_a_refused_url_is_told_without_its_password(
+    set_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "mysql://me:hu sh@host/db"
+    flags = {"catalog": url} if set_by == "flag" else {}
+    if set_by == "variable":
+        monkeypatch.setenv("ADAPTERD_CATALOG", url)
+    if set_by == "file":
+        flags = toml(tmp_path, f"catalog = '{url}'")
+    with pytest.raises(SettingsError, match=r"mysql://me:.*postgresql://") as refused:
+        load_settings(flags)
+    assert "hu sh" not in str(refused.value)
+
+
 def test_a_bad_variable_and_a_bad_key_are_named_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +198,7 @@ def test_a_switch_takes_no_value(given: bool | None, wanted: bool, tmp_path: Pat
     received: list[dict[str, str]] = []
     takes_settings(received.append)(prefix_cache=given)
     settings = load_settings(received[0])
-    assert settings.engine_config(model="m", blobs=tmp_path).prefix_cache == wanted
+    assert settings.engine_config(model="m", blobs=BlobPlace(str(tmp_path))).prefix_cache == wanted
 
 
 @pytest.mark.parametrize(
@@ -218,14 +234,20 @@ def test_base_name(tmp_path: Path) -> None:
 
 
 def test_the_engine_gets_its_slice_and_agrees_on_defaults(tmp_path: Path) -> None:
-    defaults = load_settings({"model": "m"}).engine_config(model="m", blobs=tmp_path)
+    defaults = load_settings({"model": "m"}).engine_config(
+        model="m", blobs=BlobPlace(str(tmp_path))
+    )
     assert defaults == EngineConfig(model="m", blobs=str(tmp_path))
     told = load_settings(
         {"max_rank": "8", "kv_cache_bytes": "1MiB", "slot_bytes": "2MiB", "threads": "2"}
     )
-    config = told.engine_config(model="m", blobs=tmp_path)
+    config = told.engine_config(model="m", blobs=BlobPlace(str(tmp_path)))
     assert (config.max_rank, config.kv_cache_bytes, config.threads) == (8, 1 << 20, 2)
     assert config.slot_bytes == 2 << 20
+    place = BlobPlace("s3://bucket", cache="/var/cache", cache_bytes=7)
+    config = told.engine_config(model="m", blobs=place)
+    told_place = BlobPlace(config.blobs, config.blob_cache, config.blob_cache_bytes)
+    assert told_place == place
 
 
 def test_the_data_directory_does_not_depend_on_where_one_stands(
@@ -241,5 +263,5 @@ def test_the_data_directory_does_not_depend_on_where_one_stands(
     [({}, "float32"), ({"model": "x"}, "auto"), ({"dtype": "bfloat16"}, "bfloat16")],
 )
 def test_the_demo_is_served_in_float32(tmp_path, given, dtype):
-    config = load_settings(given).engine_config(model="m", blobs=tmp_path)
+    config = load_settings(given).engine_config(model="m", blobs=BlobPlace(str(tmp_path)))
     assert config.dtype == dtype

@@ -17,6 +17,7 @@ from adapters_store.errors import (
     EngineFailed,
     InvalidRequest,
     StoreCorrupt,
+    Unavailable,
 )
 from benchmarks.folder_source import FolderSource
 from server.engine.engine import MAX_FAILED_STEPS, Engine
@@ -41,11 +42,13 @@ PROMPT = (5, 9, 2, 7)
 
 
 class FaultySource(FolderSource):
-    """Digests "corrupt" and "crash" fail to be read, each in its way; "nan" is poisoned."""
+    """Digests "corrupt", "away", "crash" fail to be read, each in its way; "nan" is poisoned."""
 
     def read(self, digest: str) -> AdapterContent:
         if digest == "corrupt":
             raise StoreCorrupt("the blob's bytes changed")
+        if digest == "away":
+            raise Unavailable("the store at s3://bucket cannot answer now: no route to it")
         if digest == "crash":
             raise ZeroDivisionError("a bug in the loader")
         if digest == "nan":
@@ -100,6 +103,7 @@ def ids(events: list[TokenEvent]) -> list[int | None]:
     [
         ("missing", "adapter_not_found", "missing"),
         ("corrupt", "store_corrupt", "bytes changed"),
+        ("away", "unavailable", "s3://bucket"),
         ("crash", "adapter_load_failed", "ZeroDivisionError"),
     ],
 )
