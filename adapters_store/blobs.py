@@ -37,8 +37,19 @@ class Blobs(Protocol):
         """A new folder on this machine, removed afterwards with what is left in it."""
         ...
 
+    def put_ahead(self, digest: str, package: Path) -> None:
+        """Does what takes long in `put`, if anything does, before anybody waits for it.
+
+        What it brings may be gone again when `put` is called, which then brings it anew.
+        """
+        ...
+
     def put(self, digest: str, package: Path) -> None:
         """Makes a durable package from staging the version's content; `package` is gone after."""
+        ...
+
+    def digests(self) -> Iterator[str]:
+        """Of all versions at rest, in no order; some may come or go meanwhile."""
         ...
 
     def delete(self, digest: str) -> None:
@@ -153,6 +164,9 @@ class OwnedBlobs(FolderBlobs):
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def put_ahead(self, digest: str, package: Path) -> None:
+        """Nothing: a rename takes no time."""
 
     def digests(self) -> Iterator[str]:
         """Of all versions at rest, in no order; some may come or go meanwhile."""

@@ -117,8 +117,8 @@ class RemoteBlobs:
         """A new folder on this machine's disk, removed afterwards with what is left in it."""
         return self._cache.staging()
 
-    def put(self, digest: str, package: Path) -> None:
-        """Uploads a package from staging, then keeps it as a copy. Raises Unavailable.
+    def put_ahead(self, digest: str, package: Path) -> None:
+        """Uploads a package from staging. Raises Unavailable.
 
         Also what rests there already: whether it is damaged would take as long to find out, and
         uploading again is the remedy StoreCorrupt has. The bytes are the same, so no reader minds.
@@ -129,6 +129,21 @@ class RemoteBlobs:
             for name in (WEIGHTS_NAME, CONFIG_NAME):
                 target = self._key(f"{place}/{name}")
                 self._filesystem.put_file(str(package / name), target, **self._upload)
+
+    def put(self, digest: str, package: Path) -> None:
+        """Sees that the package is there, uploading it if not, and keeps it as a copy.
+
+        Raises Unavailable.
+        """
+        place = place_of(digest)
+        self._refuse_while_away()
+        with self._asking():
+            there = [
+                self._filesystem.exists(self._key(f"{place}/{name}"))
+                for name in (WEIGHTS_NAME, CONFIG_NAME)
+            ]
+        if not all(there):
+            self.put_ahead(digest, package)
         self._cache.put(digest, package)
 
     def delete(self, digest: str) -> None:
@@ -230,7 +245,7 @@ class RemoteBlobs:
         """Raises Unavailable if the last call failed, unless the store is found to be back.
 
         One thread at a time finds that out, and the others are told at once: a store that does not
-        even refuse takes half a minute to be given up, and threads that wait for it are not there
+        even refuse is given up after 40 seconds, and threads that wait for it are not there
         for the adapters whose copies are at hand.
         """
         away = self._away

@@ -7,7 +7,7 @@ Here: AdapterStore, Published. Not here: HTTP, devices, what a kind of adapter m
 import errno
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -144,9 +144,15 @@ class AdapterStore:
             digest = write_package(received.config, received.weights, package)
             received.weights.unlink()
             facts = _checked(package, digest, check)
-            version, created = self._commit(
-                name, digest, package, facts, owner, promote=promote, new=new
-            )
+            self._blobs.put_ahead(digest, package)
+            try:
+                version, created = self._commit(
+                    name, digest, package, facts, owner, promote=promote, new=new
+                )
+            except AdapterdError:
+                with suppress(AdapterdError):  # what was put ahead is nobody's; gc finds it, too
+                    self._remove_unreferred([digest])
+                raise
         return Published(version, created, received.ignored)
 
     def resolve(self, reference: str, *, key: str | None = None) -> VersionRecord:

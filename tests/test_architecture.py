@@ -20,7 +20,12 @@ SERVED = ("server", "adapters_store", "training")  # code that meets what a clie
 FORBIDDEN: dict[str, tuple[str, ...]] = {
     "server.kernels": ("server.adapters", "server.engine", "server.api", "adapters_store"),
     "server.adapters": ("server.engine", "server.api"),
-    "server.engine": ("server.api", "adapters_store.store", "adapters_store.catalog"),
+    "server.engine": (
+        "server.api",
+        "adapters_store.store",
+        "adapters_store.catalog",
+        "adapters_store.databases",
+    ),
     "server.metrics": ("server.api", "server.adapters", "server.kernels"),
     "server.api": ("server.cli", "server.serve", "server.config", "server.kernels"),
     "server.config": ("server.api", "server.adapters", "server.kernels"),

@@ -28,7 +28,7 @@ from server.api.bodies import (
     read_optional_json,
     require_content_type,
 )
-from server.api.loading import LoadBody, load
+from server.api.loading import LoadBody, load, unload, unpin_all
 from server.api.schemas import StrictBody
 from server.api.services import AnyTime, Services, WhileOpen
 from server.engine.messages import SlotLevel
@@ -185,7 +185,8 @@ async def delete_version(name: str, version: str, services: WhileOpen, force: bo
     """Removes one version; running requests finish on it. Raises AdapterNotFound, VersionInUse."""
     store = services.store
     found = await asyncio.to_thread(store.show, f"{name}@{version}")
-    await asyncio.to_thread(store.delete_version, name, found.number, force=force)
+    gone = await asyncio.to_thread(store.delete_version, name, found.number, force=force)
+    await unpin_all(services, [gone])
     return {
         "id": f"{name}@{found.number}",
         "object": "adapter.version.deleted",
@@ -264,11 +265,7 @@ async def delete(name: str, services: WhileOpen, force: bool = False) -> Json:
 
     Raises AdapterNotFound, VersionInUse.
     """
-    gone = await asyncio.to_thread(services.store.versions, name)
-    await asyncio.to_thread(services.store.delete, name, force=force)
-    for version in gone:
-        if version.digest in services.engine.stats.pinned:
-            await services.engine.unpin(version.digest)
+    await unload(services, name, force=force)
     return {"id": name, "object": "adapter.deleted", "deleted": True}
 
 

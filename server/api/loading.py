@@ -1,17 +1,19 @@
 """Adapters that a client names rather than uploads: one way in for every dialect's load call.
 
-Here: LoadBody, load, load_as. Not here: which sources may be read (adapters_store/sources.py),
-routes, replies.
+Here: LoadBody, load, load_as, unload. Not here: which sources may be read
+(adapters_store/sources.py), routes, replies.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
 
+from adapters_store.aliases import CURRENT_TAG, Target
+from adapters_store.catalog import VersionRecord
 from adapters_store.content import AdapterContent, AdapterFacts, BaseModel
-from adapters_store.errors import Conflict
 from adapters_store.store import Published
 from server.api.schemas import StrictBody
 from server.api.services import Services
@@ -41,22 +43,33 @@ async def load(
         return await asyncio.to_thread(_publish, services, base, name, source, revision, new)
 
 
-async def load_as(services: Services, name: str, source: str, *, in_place: bool) -> None:
+async def load_as(services: Services, name: str, source: str, *, in_place: bool) -> VersionRecord:
     """Makes `name` mean what is at `source`, as the peers' load calls do.
 
-    Raises what `load` does; AlreadyLoaded for a name that is there unless `in_place`; Conflict if
-    the name goes on to mean another version, since content it had before becomes no new one.
+    Content that the name had before becomes no new version: the name is moved back to it. Raises
+    what `load` does, and AlreadyLoaded for a name that is there unless `in_place`.
     """
-    published = await load(services, name, source, new=not in_place)
-    services.metrics.learn_name(published.version.digest, name)
-    record = await asyncio.to_thread(services.store.get, name)
-    if record.current.digest != published.version.digest:
-        raise Conflict(
-            f"this content is version {published.version.number} of {name}, which means version "
-            f"{record.current.number} now; name it {name}@{published.version.number}, or unload "
-            f"{name} first",
-            param="source",
-        )
+    version = (await load(services, name, source, new=not in_place)).version
+    services.metrics.learn_name(version.digest, name)
+    await asyncio.to_thread(services.store.aliases.move, name, CURRENT_TAG, Target(version.number))
+    return version
+
+
+async def unload(services: Services, name: str, *, force: bool = False) -> None:
+    """Deletes an adapter and its pins; running requests finish on it.
+
+    Raises AdapterNotFound, VersionInUse.
+    """
+    gone = await asyncio.to_thread(services.store.versions, name)
+    await asyncio.to_thread(services.store.delete, name, force=force)
+    await unpin_all(services, gone)
+
+
+async def unpin_all(services: Services, gone: Sequence[VersionRecord]) -> None:
+    """Gives back the slots of versions that are deleted."""
+    for version in gone:
+        if version.digest in services.engine.stats.pinned:
+            await services.engine.unpin(version.digest)
 
 
 def _publish(

@@ -18,7 +18,7 @@ from server.api.bodies import AT, MISPLACED, read_json
 from server.api.choice import Delta, Ending
 from server.api.errors import told_as
 from server.api.generation import Generation, Usage
-from server.api.loading import ORIGIN, SourceField, load_as
+from server.api.loading import ORIGIN, SourceField, load_as, unload
 from server.api.openai import every_adapter
 from server.api.openai_format import Answer, Json
 from server.api.schemas import ModelName, Refused, Stop, StrictBody, TokenId
@@ -42,10 +42,11 @@ def router() -> APIRouter:
 class LoadBody(StrictBody):
     """POST /load_lora_adapter."""
 
-    refused: ClassVar[Refused] = {"pinned": (False,), "lora_id": ()}
+    refused: ClassVar[Refused] = {"lora_id": ()}
 
     lora_name: Annotated[str, Field(min_length=1)]
     lora_path: SourceField
+    pinned: bool = False  # its slot stays its own
     upsert: bool = False  # replace the name's adapter, if there is one
 
 
@@ -63,9 +64,11 @@ async def load_lora_adapter(request: Request, services: WhileOpen) -> Json:
     name = body.lora_name
     with told_as(FIELDS):
         try:
-            await load_as(services, name, body.lora_path, in_place=body.upsert)
+            version = await load_as(services, name, body.lora_path, in_place=body.upsert)
         except AlreadyLoaded:
             raise AlreadyLoaded(f"LoRA with name {name} already exists.", param="name") from None
+    if body.pinned:
+        await services.engine.pin(version.digest)
     return await _loaded(services)
 
 
@@ -74,7 +77,7 @@ async def unload_lora_adapter(request: Request, services: WhileOpen) -> Json:
     body = await read_json(request, UnloadBody, max_bytes=services.limits.max_body_bytes)
     name = body.lora_name
     try:
-        await asyncio.to_thread(services.store.delete, name)
+        await unload(services, name)
     except AdapterNotFound:
         raise AdapterNotFound(f"LoRA with name {name} does not exist.", param="lora_name") from None
     return await _loaded(services)

@@ -3,7 +3,6 @@
 Here: the routes and their bodies. Not here: OpenAI's routes, which vLLM shares (openai.py).
 """
 
-import asyncio
 from typing import Annotated, ClassVar
 
 from fastapi import APIRouter, Request
@@ -13,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from adapters_store.errors import AdapterNotFound, AlreadyLoaded, InvalidRequest
 from server.api.bodies import read_json
 from server.api.errors import told_as
-from server.api.loading import SourceField, load_as
+from server.api.loading import SourceField, load_as, unload
 from server.api.schemas import Refused, StrictBody
 from server.api.services import WhileOpen
 
@@ -82,7 +81,7 @@ async def unload_lora_adapter(request: Request, services: WhileOpen) -> Response
     body = await read_json(request, UnloadBody, max_bytes=services.limits.max_body_bytes)
     name = body.lora_name
     try:
-        await asyncio.to_thread(services.store.delete, name)
+        await unload(services, name)
     except AdapterNotFound:
         raise AdapterNotFound(
             f"The lora adapter '{name}' cannot be found.", param="lora_name"

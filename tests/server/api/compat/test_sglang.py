@@ -42,6 +42,15 @@ async def test_a_name_that_is_loaded(house: House, root: Path):
     assert house.store.get("lora0").current.number == 2
 
 
+async def test_a_pinned_adapter_keeps_its_slot_until_it_is_unloaded(house: House, root: Path):
+    body = {"lora_name": "lora0", "lora_path": f"{root}/sql", "pinned": True}
+    assert (await post(house, "/load_lora_adapter", **body))[0] == 200
+    digest = house.store.get("lora0").current.digest
+    assert house.engine.stats.pinned == (digest,)
+    assert (await post(house, "/unload_lora_adapter", lora_name="lora0"))[0] == 200
+    assert house.engine.stats.pinned == ()
+
+
 async def test_refusals(house: House, root: Path):
     path = f"{root}/sql"
     refused: list[tuple[dict[str, Any], int, str, str]] = [
@@ -49,10 +58,10 @@ async def test_refusals(house: House, root: Path):
         ({"lora_name": "lora0", "lora_path": "/etc"}, 400, "invalid_request", "lora_path"),
         ({"lora_name": "lora0", "lora_path": f"{root}/x"}, 404, "adapter_not_found", "lora_path"),
         (
-            {"lora_name": "lora0", "lora_path": path, "pinned": True},
+            {"lora_name": "lora0", "lora_path": path, "lora_id": "x"},
             400,
             "unsupported_parameter",
-            "pinned",
+            "lora_id",
         ),
     ]
     for body, status, code, param in refused:
