@@ -48,10 +48,6 @@ class Blobs(Protocol):
         """Makes a durable package from staging the version's content; `package` is gone after."""
         ...
 
-    def digests(self) -> Iterator[str]:
-        """Of all versions at rest, in no order; some may come or go meanwhile."""
-        ...
-
     def delete(self, digest: str) -> None:
         """Removes the version if it is there; at no time does half of it show."""
         ...

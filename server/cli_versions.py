@@ -6,7 +6,7 @@ Here: what these commands take and print. Not here: HTTP (http_client.py), uploa
 import json
 import sys
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,12 +25,29 @@ Version = Annotated[
 ]
 
 
+Reference = Annotated[
+    str, typer.Argument(help="As a request may name it: sql, sql:prod, sql@3.", show_default=False)
+]
+Tier = Literal["slot", "host"]
 PASSING = {"aliases", "versions", "created_at", "residency", "pinned", "object", "load_s"}
 
 
 def add_to(adapters: typer.Typer) -> None:
     """Registers the commands."""
-    for command in (versions, aliases, alias, canary, history, rollback, diff, gc, verify):
+    for command in (
+        versions,
+        aliases,
+        alias,
+        canary,
+        history,
+        rollback,
+        diff,
+        prefetch,
+        pin,
+        unpin,
+        gc,
+        verify,
+    ):
         adapters.command()(command)
 
 
@@ -177,6 +194,35 @@ def _flat(value: Any, path: str = "") -> dict[str, str]:
     for key, one in pairs:
         leaves |= _flat(one, f"{path}.{key}" if path else str(key))
     return leaves
+
+
+def prefetch(
+    name: Reference,
+    to: Annotated[Tier, typer.Option(help="How near: into memory, or onto the device.")] = "slot",
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Bring an adapter near before it is asked for."""
+    with ServerClient(server) as client:
+        found = client.prefetch(name, to)
+    print(f"{name} is in the {found['residency']} tier, version {found['version']}")
+
+
+def pin(
+    name: Reference,
+    ttl: Annotated[int | None, typer.Option(min=1, help="Seconds; for ever, if left out.")] = None,
+    server: Server = DEFAULT_SERVER,
+) -> None:
+    """Bring an adapter onto the device, and keep it there."""
+    with ServerClient(server) as client:
+        found = client.pin(name, ttl)
+    print(f"{name} is pinned, version {found['version']}" + (f", for {ttl} s" if ttl else ""))
+
+
+def unpin(name: Reference, server: Server = DEFAULT_SERVER) -> None:
+    """Let a pinned adapter go when its place is needed."""
+    with ServerClient(server) as client:
+        client.unpin(name)
+    print(f"{name} is not pinned")
 
 
 def gc(server: Server = DEFAULT_SERVER) -> None:

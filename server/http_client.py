@@ -153,6 +153,17 @@ class ServerClient:
         params = {} if expected is None else {"expected_version": str(expected)}
         return self._json("POST", _alias_path(reference) + "/rollback", params=params)
 
+    def prefetch(self, reference: str, to: str) -> dict[str, Any]:
+        """Waits until it is there: "host" or "slot"."""
+        return self._json("POST", _adapter_path(reference) + "/prefetch", json={"to": to})
+
+    def pin(self, reference: str, ttl_s: int | None) -> dict[str, Any]:
+        body = {} if ttl_s is None else {"ttl_seconds": ttl_s}
+        return self._json("POST", _adapter_path(reference) + "/pin", json=body)
+
+    def unpin(self, reference: str) -> dict[str, Any]:
+        return self._json("DELETE", _adapter_path(reference) + "/pin")
+
     def compare(self, reference: str, against: str, prompt: str) -> dict[str, Any]:
         """Both greedy answers, and where they part."""
         path = _adapter_path(reference) + "/compare"

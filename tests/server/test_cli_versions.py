@@ -96,6 +96,19 @@ async def test_a_push_may_leave_the_name_where_it_is(run: Run, tmp_path: Path):
     assert "--adapter sql@2" in out
 
 
+async def test_prefetch_pin_and_unpin(run: Run, tmp_path: Path):
+    await push(run, tmp_path, 1)
+    assert (await run("adapters", "prefetch", "sql", "--to", "host"))[1] == (
+        "sql is in the host tier, version 1\n"
+    )
+    assert (await run("adapters", "pin", "sql@1", "--ttl", "60"))[1] == (
+        "sql@1 is pinned, version 1, for 60 s\n"
+    )
+    assert "pinned          true" in (await run("adapters", "show", "sql"))[1]
+    assert (await run("adapters", "unpin", "sql"))[1] == "sql is not pinned\n"
+    assert "pinned          false" in (await run("adapters", "show", "sql"))[1]
+
+
 async def test_rm_of_a_version_and_of_an_alias(run: Run, tmp_path: Path):
     await push(run, tmp_path, 1, 2)
     await run("adapters", "alias", "sql:prod", "1")
