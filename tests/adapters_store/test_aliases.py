@@ -13,14 +13,18 @@ from adapters_store.errors import (
     InvalidRequest,
     VersionInUse,
 )
+from adapters_store.package import CONFIG_NAME, WEIGHTS_NAME
 from adapters_store.records import VersionRecord
 from adapters_store.store import AdapterStore
 from tests.adapters_store.builders import facts_of, folder, uploads
+from tests.adapters_store.homes import Home
+
+in_a_folder = pytest.mark.parametrize("home", ["local"], indirect=True)
 
 
 @pytest.fixture
-def store(tmp_path):
-    opened = AdapterStore(tmp_path / "data", base_name="demo")
+def store(home: Home):
+    opened = home.open()
     yield opened
     opened.check()
     opened.close()
@@ -56,16 +60,19 @@ def test_an_upload_that_is_not_promoted_moves_nothing_but_a_new_name(store):
     assert causes(store) == [("upload", 1)]
 
 
-def test_of_two_who_expect_the_same_version_one_moves_the_alias(store):
+def test_of_those_who_expect_the_same_version_one_moves_the_alias(home: Home, store):
+    """From two replicas, two at once on each."""
     publish(store, 1, 2, 3, 4, 5)
     store.aliases.move("a", "prod", Target(1), expected=0)
     won: Counter[str] = Counter()
     start = threading.Barrier(4)
+    other = home.open_elsewhere()
 
     def race(number: int) -> None:
         start.wait()
         try:
-            store.aliases.move("a", "prod", Target(number), expected=1)
+            replica = store if number % 2 else other
+            replica.aliases.move("a", "prod", Target(number), expected=1)
             won["moved"] += 1
         except AliasMoved:
             won["too late"] += 1
@@ -77,6 +84,8 @@ def test_of_two_who_expect_the_same_version_one_moves_the_alias(store):
         thread.join()
     assert won == {"moved": 1, "too late": 3}
     assert len(causes(store, "prod")) == 2
+    assert means(other, "a:prod") == means(store, "a:prod")
+    other.close()
 
 
 def test_what_was_expected_is_compared_before_every_change(store):
@@ -254,13 +263,17 @@ def test_garbage_is_what_no_version_refers_to(store):
     publish(store, 1, 2)
     kept = {one.digest for one in store.versions("a")}
     with store._blobs.staging() as staging:
-        (staging / "left").mkdir()
-        store._blobs.put("f" * 64, staging / "left")
+        left = staging / "left"
+        left.mkdir()
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            (left / name).write_bytes(b"whatever")
+        store._blobs.put("f" * 64, left)
     assert store.collect_garbage() == ("f" * 64,)
     assert set(store._blobs.digests()) == kept
     assert store.collect_garbage() == ()
 
 
+@in_a_folder
 def test_verify_names_what_is_damaged_and_goes_on(store):
     publish(store, 1, 2)
     damaged = store.versions("a")[0].digest
