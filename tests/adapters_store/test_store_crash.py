@@ -13,7 +13,7 @@ def test_what_was_acknowledged_survives_sigkill_and_nothing_is_half_visible(home
     """Every round's child also verifies all promises so far, on what the kill before left."""
     rounds, urls = ROUNDS, ()
     if home.catalog is not None:  # over a network less is done in a second
-        rounds, urls = ROUNDS // 4, (home.place.url, home.catalog)
+        rounds, urls = ROUNDS // 10, (home.place.url, home.catalog)
     data_dir = home.folder / "data"
     driver = [sys.executable, "-m", "tests.adapters_store.crash_driver"]
     finished = subprocess.run(
