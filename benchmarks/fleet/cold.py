@@ -35,11 +35,11 @@ class Cold:
     alone_step_ms: float  # between tokens, for comparison
 
 
-def measure(work: Path, *options: str) -> Cold:
+def measure(work: Path, base: Path, *options: str) -> Cold:
     w1.prepare(work, [EVERYBODY])
     names = [name for name in adapter_names(EVERYBODY) if name is not None]
     options = (*options, "--max-resident-adapters", str(2 * STREAMS), "--host-cache-bytes", "8GiB")
-    with own_server(work / "base", *options) as server:
+    with own_server(base, *options) as server:
         for name in names:
             push(server.url, name, work / "adapters" / name)
         return asyncio.run(_measure(server.url, names[:STREAMS], names[STREAMS:]))

@@ -19,6 +19,7 @@ from benchmarks.fleet.cold import COLD, STREAMS, Cold, measure
 from benchmarks.fleet.files import RANK, TARGETS, data_folder, name_of
 from benchmarks.fleet.thrash import ADAPTERS, Contest, contests
 from benchmarks.fleet.traffic import Load, throughput, zipf
+from benchmarks.http.served_base import with_tokenizer
 from benchmarks.machine import Machine, describe
 from benchmarks.markdown import table
 from benchmarks.own_server import own_server
@@ -67,10 +68,10 @@ def main(
     """Measures a server with thousands of adapters. A quarter of an hour, more the first time."""
     machine = describe()
     w1.prepare(work, [])
-    base = work / "base"
+    base = with_tokenizer(work / "base", work / "served")
     data = data_folder(work, adapters, BASE_NAME)
     common = (
-        "--dtype", "bfloat16", "--threads", str(threads),
+        "--dtype", "bfloat16", "--threads", str(threads), "--served-model-name", BASE_NAME,
         "--max-resident-adapters", str(slots), "--max-rank", str(RANK),
     )  # fmt: skip
     there = ("--data-dir", str(data))
@@ -80,10 +81,10 @@ def main(
     with own_server(base, *common, *there) as server:
         timed = calls(server.url, adapters)
         few, many = _runs(server.url, load, slots, adapters, repeats)
-    kept = common[:4]  # dtype and threads
+    kept = common[:6]  # dtype, threads and the base's name
     thrash = Load(thrash_clients, seconds, prompt_tokens=64, new_tokens=32, vocabulary=49152)
-    enough, found = contests(work, thrash, repeats, *kept)
-    cold = measure(work, *kept)
+    enough, found = contests(work, base, thrash, repeats, *kept)
+    cold = measure(work, base, *kept)
     result = Result(
         machine, threads, slots, load, empty, full, timed,
         spread(few), spread(many), ratios(many, few), thrash, enough, found, cold,

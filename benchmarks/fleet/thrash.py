@@ -26,7 +26,9 @@ class Contest:
     ratio: Spread  # of the rate with a slot for each adapter
 
 
-def contests(work: Path, load: Load, repeats: int, *options: str) -> tuple[Spread, list[Contest]]:
+def contests(
+    work: Path, base: Path, load: Load, repeats: int, *options: str
+) -> tuple[Spread, list[Contest]]:
     """tok/s with a slot for each of W1's sixteen adapters; and of each policy with half of them.
 
     Every server stands by all the time; they are loaded in turns.
@@ -39,7 +41,7 @@ def contests(work: Path, load: Load, repeats: int, *options: str) -> tuple[Sprea
         servers = {
             kind: stack.enter_context(
                 own_server(
-                    work / "base", *options,
+                    base, *options,
                     "--max-resident-adapters", str(slots), "--eviction", policy,
                 )
             )
