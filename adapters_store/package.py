@@ -71,9 +71,15 @@ def package_digest(folder: Path) -> str:
 
 
 def load_package(folder: Path, digest: str) -> AdapterContent:
-    """The package's content, its tensors memory-mapped. The caller has checked the digest."""
+    """The package's content, its tensors memory-mapped. The caller has checked the digest.
+
+    Raises FileNotFoundError if the package is gone.
+    """
     config = json.loads((folder / CONFIG_NAME).read_bytes())
-    return AdapterContent(digest, config, load_file(folder / WEIGHTS_NAME))
+    with (folder / WEIGHTS_NAME).open("rb") as file:
+        # load_file opens what it is given more than once: through the handle it is one file each
+        # time, even if the package is deleted meanwhile.
+        return AdapterContent(digest, config, load_file(f"/dev/fd/{file.fileno()}"))
 
 
 def sync_folder(folder: Path) -> None:

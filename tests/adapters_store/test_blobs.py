@@ -149,7 +149,7 @@ def test_readers_see_a_version_whole_or_not_at_all(blobs, tmp_path):
 
     thread = threading.Thread(target=look)
     thread.start()
-    for _ in range(60):
+    for _ in range(120):
         blobs.delete(digest)
         put(blobs)
     stop.set()
