@@ -5,6 +5,7 @@ printed (startup_report.py), any route.
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -127,6 +128,9 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
                 app = _app(settings, engine, store, await reading, sources)
                 if settings.model is None:
                     await asyncio.to_thread(_publish_demo, app)
+                # What is there now stays: a full collection would look at it all, and replies wait.
+                gc.collect()
+                gc.freeze()
                 await _serve_http(settings, app, engine, listener, stop)
     except asyncio.CancelledError:
         if stop.ended_by is None:

@@ -198,6 +198,6 @@ def _cold(cold: Cold) -> list[str]:
         ),
         "",
         f"A cold request alone: {cold.alone_first_token_ms:.1f} ms to its first token, of which "
-        f"{cold.alone_load_ms:.1f} ms loading the adapter; a step takes {cold.alone_step_ms:.1f} "
-        "ms. Medians.",
+        f"{cold.alone_load_ms:.1f} ms loading the adapter. Once more, from its slot: "
+        f"{cold.warm_first_token_ms:.1f} ms. A step takes {cold.alone_step_ms:.1f} ms. Medians.",
     ]

@@ -1,53 +1,22 @@
-"""Makes adapters resident: disk → host cache in a thread, host cache → slot between steps.
+"""Makes adapters resident: disk → host cache by a loader, host cache → slot between steps.
 
-The engine's thread calls everything here; only `_load` runs elsewhere, and it touches nothing
-but its own result.
+The engine's thread calls everything here.
 """
 
 import math
-import os
-import sys
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Set
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
-import torch
-from threadpoolctl import threadpool_limits
-
-from adapters_store.content import AdapterSource, BaseModel
 from adapters_store.errors import AdapterdError, AdapterLoadFailed
 from server.adapters.eviction import EvictionName, policy_named
 from server.adapters.host_cache import HostCache
-from server.adapters.methods import method_of
+from server.adapters.loading import LoadedIn, Loader
 from server.adapters.methods.base import BoundMethod, HostAdapter
 from server.adapters.slot_rows import SlotLimits
 from server.adapters.slots import SlotLease, SlotPlace, SlotTable
-
-LOADER_THREADS = 2
-"""One waits for the disk while the other converts; more would only share the same cores."""
-
-LOADER_NICENESS = 5
-"""Added to the loaders' own: of a core that a step keeps busy they get a quarter, and not half."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedIn:
-    """A finished read, and how long it took in its thread."""
-
-    adapter: HostAdapter
-    load_s: float
-
-    @property
-    def digest(self) -> str:
-        return self.adapter.digest
-
-    @property
-    def bytes(self) -> int:
-        return self.adapter.bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +42,20 @@ class Residency:
 
     def __init__(
         self,
-        source: AdapterSource,
-        base: BaseModel,
+        loader: Loader,
         bound: dict[str, BoundMethod],
         *,
         limits: SlotLimits,
-        dtype: torch.dtype,
         host_cache_bytes: int,
         eviction: EvictionName = "lru",
     ) -> None:
-        self._source = source
-        self._base = base
+        self._loader = loader
         self._bound = bound
-        self._limits = limits
-        self._dtype = dtype
         self.slots = SlotTable(limits.slots, limits.rows, policy_named(eviction))
         self.host: HostCache[LoadedIn] = HostCache(host_cache_bytes, policy_named(eviction))
         self._fills_left = math.inf
         self._ranks = [0] * limits.slots
         self._reading: dict[str, Future[LoadedIn]] = {}
-        self._threads = ThreadPoolExecutor(
-            LOADER_THREADS, thread_name_prefix="adapter-loader", initializer=_stand_back
-        )
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -206,7 +167,7 @@ class Residency:
         self.host.check()
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._loader.close()
 
     def _fill(self, place: SlotPlace, adapter: HostAdapter) -> None:
         started = time.perf_counter()
@@ -221,32 +182,4 @@ class Residency:
         self._seconds["host"] += time.perf_counter() - started
 
     def _read(self, digest: str) -> None:
-        self._reading[digest] = self._threads.submit(self._load, digest)
-
-    def _load(self, digest: str) -> LoadedIn:
-        started = time.perf_counter()
-        content = self._source.read(digest)
-        adapter = method_of(content).lay_out(
-            content, self._base, limits=self._limits, dtype=self._dtype
-        )
-        return LoadedIn(adapter, time.perf_counter() - started)
-
-
-def _stand_back() -> None:
-    """Keeps a loader out of the steps' way: one core, and the steps' threads before it."""
-    _use_one_core()
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        thread = threading.get_native_id()
-        with suppress(OSError):  # a sandbox may forbid it, and then all are equal
-            niceness = os.getpriority(os.PRIO_PROCESS, thread) + LOADER_NICENESS
-            os.setpriority(os.PRIO_PROCESS, thread, niceness)
-
-
-def _use_one_core() -> None:
-    """Keeps OpenMP from giving this thread workers of its own.
-
-    They would be more than there are cores; libgomp then puts the step's workers to sleep between
-    loops, for good, and a step takes twice as long.
-    """
-    torch.get_num_threads()  # a thread's first use of torch sets torch's number, over this one
-    threadpool_limits(1, user_api="openmp")
+        self._reading[digest] = self._loader.load(digest)

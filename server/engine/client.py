@@ -5,15 +5,12 @@ Asyncio only; nothing here blocks the loop, and nothing here imports torch.
 
 import asyncio
 import logging
-import os
 import socket
-import sys
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from adapters_store.errors import (
@@ -23,6 +20,7 @@ from adapters_store.errors import (
     Unavailable,
     error_from_code,
 )
+from server.child_process import module_command, module_environment
 from server.engine.messages import (
     Abort,
     Done,
@@ -203,14 +201,10 @@ class EngineClient:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # a folder called server/ where one stands is not ours
-                "-m",
-                "server.engine.process",
-                str(theirs.fileno()),
+                *module_command("server.engine.process", str(theirs.fileno())),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
-                env={"GOMP_SPINCOUNT": SPINS} | os.environ | {"PYTHONPATH": _import_path()},
+                env=module_environment(GOMP_SPINCOUNT=SPINS),
             )
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._post(Start(self._config))
@@ -351,12 +345,6 @@ def _settle(reply: asyncio.Future[None], error: AdapterdError | None = None) -> 
         reply.set_result(None)
     else:
         reply.set_exception(error)
-
-
-def _import_path() -> str:
-    """PYTHONPATH with this very package first, installed or not."""
-    ours = str(Path(__file__).parents[2])
-    return os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
 
 
 async def _receive(reader: asyncio.StreamReader) -> FromEngine | None:

@@ -5,8 +5,10 @@ Here: Engine, and what is decided once at its start. Not here: HTTP, text, the c
 
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from adapters_store.errors import (
     EngineStartFailed,
     InvalidRequest,
 )
+from server.adapters.loading import LoaderThreads, LoadTarget, OpenLoader
 from server.adapters.methods import METHODS
 from server.adapters.methods.base import BoundMethod
 from server.adapters.prefetch import Answer, Prefetcher
@@ -57,6 +60,10 @@ MAX_FAILED_STEPS = 3
 """So many steps in a row may raise before the engine gives itself up, to be started afresh."""
 
 LOAD_WAIT_S = 0.05
+
+LOAD_SHARE = 0.25
+"""Of a step's time. Where steps use every core, loaders have so much to themselves after it."""
+
 KV_SHARE_OF_FREE_MEMORY = 0.4
 
 
@@ -70,11 +77,11 @@ class Engine:
     def __init__(
         self,
         config: EngineConfig,
-        source: AdapterSource,
+        source: AdapterSource | OpenLoader,
         *,
         on_progress: Callable[[LoadProgress], None] | None = None,
     ) -> None:
-        """Loads the base. Raises EngineStartFailed."""
+        """Loads the base. A source is read by threads of this process. Raises EngineStartFailed."""
         started = time.perf_counter()
         progress = on_progress or (lambda _: None)
         if config.threads is not None:
@@ -93,12 +100,11 @@ class Engine:
         self._prefixes = PrefixCache(
             self._pool, config.block_size, digest, enabled=config.prefix_cache
         )
+        open_loader = source if callable(source) else partial(LoaderThreads, source)
         self._residency = Residency(
-            source,
-            spec,
+            open_loader(LoadTarget(spec, slots, base.dtype)),
             bound,
             limits=slots,
-            dtype=base.dtype,
             host_cache_bytes=config.host_cache_bytes,
             eviction=config.eviction,
         )
@@ -118,6 +124,7 @@ class Engine:
         attach(base)
         self._runner = _runner(config, base, cache, tuple(bound.values()))
         self._requests: dict[str, list[Sequence]] = {}  # those of its sequences that are not over
+        self._uses_every_core = _uses_every_core(base.device)
         self._failed_steps = 0
         self._steps = self._step_tokens = self._step_segments = 0
         self._step_s = 0.0
@@ -199,8 +206,11 @@ class Engine:
         self._failed_steps = 0
         events += self._settled(self._scheduler.apply(plan, sampled))
         seconds = time.perf_counter() - started
-        self._scheduler.took(plan, seconds)
+        expected = self._scheduler.took(plan, seconds)
         self._count(plan, seconds)
+        if self._uses_every_core and plan.decodes == len(plan.chunks):
+            # Not after a step that a prompt or anything else made longer: one of them at a time.
+            self._residency.wait(max(0.0, (1 + LOAD_SHARE) * expected - seconds))
         return events
 
     def stats(self) -> Stats:
@@ -356,6 +366,11 @@ class Engine:
                 self._prefixes.release(chunk.sequence)
         row_of = {chunk.sequence.index: row for row, chunk in enumerate(plan.sampled)}
         return [logits[row_of[index]] for index in range(len(prompts))]
+
+
+def _uses_every_core(device: torch.device) -> bool:
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return device.type == "cpu" and torch.get_num_threads() >= cores
 
 
 _GREEDY = SamplingParams(max_tokens=1, temperature=0.0)

@@ -25,7 +25,7 @@ class StepPace:
     def observe(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
         """A step took so long."""
         scaled = (1.0, decodes / UNIT, prompt_tokens / UNIT)
-        expected = sum(part * one for part, one in zip(self._parts, scaled, strict=True))
+        expected = self.expected(decodes, prompt_tokens)
         kind = prompt_tokens > 0
         if self._seen[kind] >= KNOWN_STEPS:
             seconds = min(seconds, 2 * expected)
@@ -35,6 +35,11 @@ class StepPace:
         pull = rate * (seconds - expected) / sum(one * one for one in scaled)
         parts = zip(self._parts, scaled, strict=True)
         self._parts = [max(0.0, part + pull * one) for part, one in parts]
+
+    def expected(self, decodes: int, prompt_tokens: int) -> float:
+        """Seconds that such a step takes, undisturbed."""
+        fixed, per_decodes, per_prompt = self._parts
+        return fixed + (per_decodes * decodes + per_prompt * prompt_tokens) / UNIT
 
     def room(self, decodes: int, slowdown: float, most: int) -> int:
         """Prompt tokens, `most` at most, with which a step takes at most `slowdown` times as long.

@@ -5,6 +5,7 @@ leaves. When the other end closes, for whatever reason, the process ends at once
 outlives the API process.
 """
 
+import gc
 import logging
 import os
 import queue
@@ -18,6 +19,7 @@ from contextlib import contextmanager, suppress
 
 from adapters_store.blob_place import BlobPlace
 from adapters_store.errors import AdapterdError, EngineStartFailed
+from server.adapters.loader_process import LoaderProcess, sendable
 from server.engine.engine import Engine
 from server.engine.messages import (
     Abort,
@@ -90,7 +92,8 @@ def main(descriptor: int) -> int:
     config = start.config
     place = BlobPlace(config.blobs, config.blob_cache, config.blob_cache_bytes)
     try:
-        engine = Engine(config, place.reader(), on_progress=channel.send)
+        source = LoaderProcess(place).open if sendable() else place.reader()
+        engine = Engine(config, source, on_progress=channel.send)
     except AdapterdError as error:
         channel.send(Failed(None, error.code, error.message, error.param))
         channel.close()
@@ -100,6 +103,9 @@ def main(descriptor: int) -> int:
         channel.send(Failed(None, EngineStartFailed.code, message))
         channel.close()
         return 1
+    # What is there now stays: a full collection would look at all of it, for 150 ms of a step.
+    gc.collect()
+    gc.freeze()
     channel.send(Ready(engine.info))
     _serve(engine, channel)
     engine.close()

@@ -24,9 +24,10 @@ from server.kernels.segments import SegmentPlan
 MAX_OVERTAKES = 64
 """So often may later arrivals take slots past one that waits for a slot; then they wait too."""
 
-MAX_FILLS = 2
-"""So many slots may be filled between two steps while streams run, which wait for each copy: 4 ms
-for rank 16 on all linears of a base of 135 million parameters, an eighth of what its steps take."""
+MAX_FILLS = 1
+"""So many slots may be filled between two steps while streams run, which wait for each copy (3 ms
+for rank 16 on all linears of a base of 135 million parameters, a tenth of what its steps take) and
+for the prompt that comes with it."""
 
 SETTLED_TOKENS = 8
 """A stream that has had so many is running; before, it is still one of those that arrived with it.
@@ -129,9 +130,12 @@ class Scheduler:
         self._segments = plan.segments
         return plan
 
-    def took(self, plan: StepPlan, seconds: float) -> None:
-        """How long a step took; later ones are sized by it."""
-        self._pace.observe(plan.decodes, plan.tokens - plan.decodes, seconds)
+    def took(self, plan: StepPlan, seconds: float) -> float:
+        """How long a step took; later ones are sized by it. Returns what was to be expected."""
+        prompt_tokens = plan.tokens - plan.decodes
+        expected = self._pace.expected(plan.decodes, prompt_tokens)
+        self._pace.observe(plan.decodes, prompt_tokens, seconds)
+        return expected
 
     def apply(self, plan: StepPlan, sampled: Sampled) -> list[TokenEvent | Failed]:
         """Appends a step's tokens, ends what they end, and returns the events in row order.

@@ -4,8 +4,8 @@ A kind checks an adapter's config and tensors, lays them out in host memory, and
 the base once, giving a device-side store of slots that applies itself to each step.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -17,19 +17,27 @@ from server.adapters.slots import SlotPlace
 from server.kernels.backend import LowRankBackend
 from server.kernels.segments import SegmentPlan
 
+Layout = Mapping[str, tuple[Tensor, ...]]
+"""Contiguous tensors by module of the base."""
+
 
 @dataclass(frozen=True, slots=True)
 class HostAdapter:
     """One version, checked and laid out for a slot, in host memory.
 
-    `layout` is the kind's own; only the BoundMethod of the same kind reads it.
+    What `layout` holds by module is the kind's own; only its BoundMethod reads it.
     """
 
     digest: str
     kind: str
     rank: int  # the largest over its modules: what its slot is sized by
     bytes: int
-    layout: Any
+    layout: Layout
+
+    def pinned(self) -> "HostAdapter":
+        """A copy that a device can fetch while the host goes on. Needs CUDA."""
+        layout = {name: tuple(t.pin_memory() for t in own) for name, own in self.layout.items()}
+        return replace(self, layout=layout)
 
 
 class AdaptedLinears(Protocol):

@@ -5,14 +5,14 @@ the base's weights are never touched. Source: LoRA, arXiv:2106.09685; batched as
 arXiv:2310.18547.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, _foreach_copy_, _foreach_zero_  # pyright: ignore[reportPrivateImportUsage]
 
 from adapters_store.content import AdapterContent, AdapterFacts, BaseModel, LinearShape
-from server.adapters.methods.base import AdaptedLinears, HostAdapter
+from server.adapters.methods.base import AdaptedLinears, HostAdapter, Layout
 from server.adapters.methods.lora_config import LoraModule, read_lora
 from server.adapters.methods.lora_report import lora_report
 from server.adapters.slot_copies import slot_copies
@@ -66,14 +66,12 @@ class LoraMethod:
 
 
 def _lay_out(module: LoraModule, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """a [rank, in], and b [rank, out] with the scale in it; copies, pinned where CUDA is.
+    """a [rank, in], and b [rank, out] with the scale in it; copies.
 
     The scale is multiplied in at float32, so that a low-precision base rounds once.
     """
     a = module.a.to(dtype, copy=True).contiguous()
     b = (module.b.to(torch.float32) * module.scale).T.to(dtype).contiguous()
-    if torch.cuda.is_available():
-        return a.pin_memory(), b.pin_memory()
     return a, b
 
 
@@ -81,41 +79,30 @@ class _ModuleRows:
     """One module's stack. A slot's rows at or above its rank in this module are zero, always."""
 
     def __init__(
-        self, shape: LinearShape, limits: SlotLimits, dtype: torch.dtype, device: torch.device
+        self,
+        shape: LinearShape,
+        rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        ranks: tuple[Tensor, Tensor | None],  # [slots]: on the host, and on a device that is not it
     ) -> None:
         # Zeroed pages are not backed by memory until written: unused rows cost nothing on a CPU.
         self.stack = Stack(
-            a=torch.zeros(limits.rows, shape.in_features, dtype=dtype, device=device),
-            b=torch.zeros(limits.rows, shape.out_features, dtype=dtype, device=device),
-            ranks=torch.zeros(limits.slots, dtype=torch.int32),
-            device_ranks=(
-                None
-                if device.type == "cpu"
-                else torch.zeros(limits.slots, dtype=torch.int32, device=device)
-            ),
+            a=torch.zeros(rows, shape.in_features, dtype=dtype, device=device),
+            b=torch.zeros(rows, shape.out_features, dtype=dtype, device=device),
+            ranks=ranks[0],
+            device_ranks=ranks[1],
         )
-        self._written = bytearray(limits.rows)  # 1: by an adapter, which may have gone since
+        self._written = bytearray(rows)  # 1: by an adapter, which may have gone since
 
-    def write(self, place: SlotPlace, pair: tuple[Tensor, Tensor] | None) -> None:
-        """Copies a [rank, in] and b [rank, out], or nothing, and wipes what is left of the rows."""
-        rank = 0 if pair is None else pair[0].shape[0]
-        start, stop = place.rows.start, place.rows.stop
-        end = start + rank
-        self._wipe(end, self._written.rfind(1, end, stop) + 1)
-        if pair is not None:
-            self.stack.a[start:end].copy_(pair[0], non_blocking=True)
-            self.stack.b[start:end].copy_(pair[1], non_blocking=True)
-            self._written[start:end] = b"\1" * rank
-        changed = int(self.stack.ranks[place.slot]) != rank
-        self.stack.ranks[place.slot] = rank
-        if self.stack.device_ranks is not None and changed:
-            self.stack.device_ranks[place.slot].fill_(rank)
-
-    def _wipe(self, start: int, stop: int) -> None:
-        if start < stop:
-            self.stack.a[start:stop].zero_()
-            self.stack.b[start:stop].zero_()
-            self._written[start:stop] = bytes(stop - start)
+    def give(self, rows: range, rank: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Of `rows`, a's and b's that an adapter of this rank fills, and those it must wipe."""
+        start, end = rows.start, rows.start + rank
+        stale = max(end, self._written.rfind(1, end, rows.stop) + 1)
+        self._written[start:stale] = b"\1" * rank + bytes(stale - end)
+        stack = self.stack
+        filled = [stack.a[start:end], stack.b[start:end]] if rank else []
+        return filled, [stack.a[end:stale], stack.b[end:stale]] if end < stale else []
 
 
 class BoundLora:
@@ -135,8 +122,14 @@ class BoundLora:
         self._live = False  # whether any row of the step has an adapter
         self._starts = SlotStarts(limits.slots, device)
         self._modules: dict[str, _ModuleRows] = {}
+        count = sum(len(group.names) for group in linears)
+        self._ranks = torch.zeros(count, limits.slots, dtype=torch.int32)
+        self._device_ranks = None if device.type == "cpu" else self._ranks.to(device)
         for group in linears:
-            modules = [_ModuleRows(shape, limits, dtype, device) for shape in group.shapes]
+            modules = [
+                _ModuleRows(shape, limits.rows, dtype, device, self._ranks_at(number))
+                for number, shape in enumerate(group.shapes, len(self._modules))
+            ]
             self._modules.update(zip(group.names, modules, strict=True))
             stacks = tuple(each.stack for each in modules)
             group.on_output(self._adder(stacks), backend.hook(stacks))
@@ -159,13 +152,33 @@ class BoundLora:
     def end_step(self) -> None:
         self._live = False
 
-    def _put(
-        self, place: SlotPlace, layout: Mapping[str, tuple[Tensor, Tensor]], source: object
-    ) -> None:
+    def _ranks_at(self, module: int) -> tuple[Tensor, Tensor | None]:
+        on_device = self._device_ranks
+        return self._ranks[module], None if on_device is None else on_device[module]
+
+    def _put(self, place: SlotPlace, layout: Layout, source: object) -> None:
+        """One call for all copies: a step waits for them, and not for an interpreter between."""
+        ranks: list[int] = []
+        filled: list[Tensor] = []
+        wiped: list[Tensor] = []
+        given: list[Tensor] = []
+        for name, module in self._modules.items():
+            pair = layout.get(name, ())
+            ranks.append(len(pair[0]) if pair else 0)
+            fill, wipe = module.give(place.rows, ranks[-1])
+            filled += fill
+            given += pair
+            wiped += wipe
         with self._copies.into(place.slot, source):
             self._starts.put(place.slot, place.rows.start)
-            for name, module in self._modules.items():
-                module.write(place, layout.get(name))
+            if filled:
+                _foreach_copy_(filled, given, non_blocking=True)
+            if wiped:
+                _foreach_zero_(wiped)
+            column = torch.tensor(ranks, dtype=torch.int32)
+            self._ranks[:, place.slot] = column
+            if self._device_ranks is not None:
+                self._device_ranks[:, place.slot] = column
 
     def _adder(self, stacks: tuple[Stack, ...]) -> Callable[[Tensor, Sequence[Tensor]], None]:
         def add(x: Tensor, outs: Sequence[Tensor]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from adapters_store.content import AdapterContent, BaseModel, LinearShape
 from adapters_store.errors import AdapterNotFound
+from server.adapters.loading import LoaderThreads, LoadTarget
 from server.adapters.residency import Residency
 from server.adapters.slot_rows import SlotLimits
 
@@ -53,12 +54,11 @@ def make(source: HeldSource) -> Iterator[Make]:
     made: list[Residency] = []
 
     def residency(slots: int = 2, host_cache_bytes: int = 1 << 20, **rest: Any) -> Residency:
+        limits = SlotLimits(slots, rows=rest.pop("rows", 8 * slots), row_bytes=1)
         one = Residency(
-            rest.pop("source", source),
-            BASE,
+            LoaderThreads(rest.pop("source", source), LoadTarget(BASE, limits, torch.float32)),
             {},
-            limits=SlotLimits(slots, rows=rest.pop("rows", 8 * slots), row_bytes=1),
-            dtype=torch.float32,
+            limits=limits,
             host_cache_bytes=host_cache_bytes,
             **rest,
         )

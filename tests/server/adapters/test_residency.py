@@ -9,8 +9,8 @@ import torch
 
 from adapters_store.content import AdapterContent
 from adapters_store.errors import AdapterNotFound, Conflict
+from server.adapters.loading import LOADER_NICENESS
 from server.adapters.prefetch import Answer, Prefetcher
-from server.adapters.residency import LOADER_NICENESS
 from tests.server.adapters.conftest import BYTES, HeldSource, Make, finish
 
 

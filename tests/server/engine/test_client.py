@@ -14,6 +14,7 @@ import pytest_asyncio
 from adapters_store.content import AdapterContent, AdapterFacts
 from adapters_store.errors import AdapterNotFound, EngineStartFailed, EngineUnavailable
 from adapters_store.store import AdapterStore, UploadedFile
+from server.adapters.loader_process import sendable
 from server.engine.client import EngineClient
 from server.engine.messages import EngineConfig, GenerationRequest, LoadProgress, SamplingParams
 from tests.support.adapters import RECIPES, make_adapter
@@ -128,6 +129,7 @@ async def test_killed_under_load_it_ends_its_requests_and_serves_again(
     await until(lambda: client.stats.running > 0)
     pid, restarts = client.pid, client.restarts
     assert pid is not None
+    loaders = psutil.Process(pid).children()
     os.kill(pid, signal.SIGKILL)
     async with asyncio.timeout(10):
         ended = await asyncio.gather(*open_requests, return_exceptions=True)
@@ -138,6 +140,8 @@ async def test_killed_under_load_it_ends_its_requests_and_serves_again(
     assert client.pid not in (None, pid)
     await until(lambda: client.restarts == restarts + 1)
     assert await tokens(client, GenerationRequest("after", (3, 1, 4), GREEDY)) == wanted
+    assert len(loaders) == (1 if sendable() else 0)
+    await until(lambda: not any(loader.is_running() for loader in loaders), 5)
 
 
 async def test_signals_to_the_group_do_not_end_the_engine(client: EngineClient) -> None:

@@ -131,7 +131,7 @@ def test_a_load_that_failed_is_tried_afresh_for_the_next_request(engine: Engine)
 def test_a_poisoned_adapter_ends_its_own_requests_only(
     engine: Engine,
 ) -> None:
-    good = engine._residency._source.digests["all"]  # type: ignore[attr-defined]
+    good = engine._residency._loader._source.digests["all"]  # type: ignore[attr-defined]
     logprobs = {"logprobs": 0}
 
     def others() -> list[GenerationRequest]:
@@ -241,7 +241,7 @@ def test_several_sequences_of_one_request(engine: Engine) -> None:
 
 
 def test_abort_frees_everything_at_once(engine: Engine) -> None:
-    good = engine._residency._source.digests["all"]  # type: ignore[attr-defined]
+    good = engine._residency._loader._source.digests["all"]  # type: ignore[attr-defined]
     engine.submit(request("a", good, n=2))
     engine.submit(request("b", max_tokens=240))  # still running when the adapter has been read
     while not engine.stats().slot_leases:
@@ -293,7 +293,7 @@ def reply_of(engine: Engine) -> Done | Failed:
 
 
 def test_a_prefetched_adapter_is_there_before_it_is_asked_for(engine: Engine) -> None:
-    good = engine._residency._source.digests["all"]  # type: ignore[attr-defined]
+    good = engine._residency._loader._source.digests["all"]  # type: ignore[attr-defined]
     engine.arrange(Prefetch("p", good, "host"))
     assert reply_of(engine) == Done("p")
     assert engine.stats().residency == {good: "host"}
@@ -306,7 +306,7 @@ def test_a_prefetched_adapter_is_there_before_it_is_asked_for(engine: Engine) ->
 
 
 def test_a_pin_is_shown_and_ends(engine: Engine) -> None:
-    good = engine._residency._source.digests["all"]  # type: ignore[attr-defined]
+    good = engine._residency._loader._source.digests["all"]  # type: ignore[attr-defined]
     engine.arrange(Pin("p", good))
     assert reply_of(engine) == Done("p")
     assert engine.stats().pinned == (good,)

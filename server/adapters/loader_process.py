@@ -1,0 +1,178 @@
+"""Loading in a process of its own: the interpreter's lock, which steps need, is none of its affair.
+
+Here: LoaderProcess, the engine's side, and what crosses between the two. Not here: the other side
+(loader_worker.py), how tensors get across (shared_memory.py).
+"""
+
+import logging
+import os
+import socket
+import struct
+import subprocess
+import threading
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+
+import msgspec
+
+from adapters_store.blob_place import BlobPlace
+from adapters_store.content import LinearShape
+from adapters_store.errors import AdapterLoadFailed, error_from_code
+from server.adapters.loading import LoadedIn, LoadTarget
+from server.adapters.shared_memory import shared
+from server.adapters.slot_rows import SlotLimits
+from server.child_process import module_command, module_environment
+
+LENGTH = struct.Struct("!I")  # of the msgpack that follows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """What a worker is told first. Digests to load follow, each a message."""
+
+    place: BlobPlace
+    base: str
+    base_digest: str
+    architecture: str
+    modules: dict[str, LinearShape]
+    limits: SlotLimits
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """How one load ended. With `error` empty, the memory's descriptor comes along."""
+
+    digest: str
+    described_at: int = 0
+    load_s: float = 0.0
+    error: str = ""  # its code
+    message: str = ""
+
+
+def sendable() -> bool:
+    """Whether adapters can be handed from process to process here."""
+    return hasattr(os, "memfd_create")
+
+
+class LoaderProcess:
+    """Starts a worker at once, so that it is up when the base is, and another if it dies.
+
+    Must stay true: every future ends while this is open. A dead worker's loads fail, no others.
+    """
+
+    def __init__(self, place: BlobPlace) -> None:
+        self._place = place
+        self._begin: bytes | None = None
+        self._worker = _Worker()
+
+    def open(self, target: LoadTarget) -> "LoaderProcess":
+        """An OpenLoader. To be called once."""
+        base = target.base
+        self._begin = msgspec.msgpack.encode(
+            Begin(
+                self._place,
+                base.name,
+                base.digest,
+                base.architecture,
+                dict(base.modules),
+                target.limits,
+                str(target.dtype).removeprefix("torch."),
+            )
+        )
+        self._worker.send(self._begin)
+        return self
+
+    def load(self, digest: str) -> Future[LoadedIn]:
+        """Begins to; a worker that died since is started again, which takes seconds more."""
+        assert self._begin is not None, "open comes first"
+        future: Future[LoadedIn] = Future()
+        while not self._worker.owe(digest, future):
+            self._worker = _Worker()
+            self._worker.send(self._begin)
+        self._worker.send(msgspec.msgpack.encode(digest))
+        return future
+
+    def close(self) -> None:
+        self._worker.close()
+
+
+class _Worker:
+    """One worker process, and what it owes."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                module_command("server.adapters.loader_worker", str(theirs.fileno())),
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                env=module_environment() | {"OMP_NUM_THREADS": "1"},
+            )
+        self._lock = threading.Lock()
+        self._owed: dict[str, Future[LoadedIn]] = {}
+        self._over = False
+        threading.Thread(target=self._receive, name="loader-reader", daemon=True).start()
+
+    def owe(self, digest: str, future: Future[LoadedIn]) -> bool:
+        """Notes whom to tell of `digest`; False if the worker is over."""
+        with self._lock:
+            if not self._over:
+                self._owed[digest] = future
+            return not self._over
+
+    def send(self, message: bytes) -> None:
+        with suppress(OSError):  # it died: `_receive` tells those whom it owes
+            self._socket.sendall(LENGTH.pack(len(message)) + message)
+
+    def close(self) -> None:
+        """Ends it: it sees that nobody is there any more."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _receive(self) -> None:
+        decoder = msgspec.msgpack.Decoder(Reply)
+        with suppress(OSError), self._socket:
+            while True:
+                head, handles, _, _ = socket.recv_fds(
+                    self._socket, LENGTH.size, 1, socket.MSG_WAITALL
+                )
+                if len(head) < LENGTH.size:
+                    break
+                (length,) = LENGTH.unpack(head)
+                body = self._socket.recv(length, socket.MSG_WAITALL)
+                self._settle(decoder.decode(body), handles)
+        status = self._process.wait()
+        with self._lock:
+            self._over = True
+            owed, self._owed = self._owed, {}
+        if owed:
+            logger.error("the process that loads adapters ended with status %d", status)
+        for digest, future in owed.items():
+            future.set_exception(
+                AdapterLoadFailed(
+                    f"adapter {digest[:12]} could not be read: the process that loads adapters "
+                    f"ended with status {status} meanwhile; ask again, another one is started"
+                )
+            )
+
+    def _settle(self, reply: Reply, handles: list[int]) -> None:
+        with self._lock:
+            future = self._owed.pop(reply.digest)
+        if reply.error:
+            future.set_exception(error_from_code(reply.error, reply.message))
+            return
+        (handle,) = handles
+        try:
+            adapter = shared(handle, reply.described_at)
+        except (OSError, RuntimeError) as fault:  # no memory left to map it, or to pin it
+            future.set_exception(
+                AdapterLoadFailed(f"adapter {reply.digest[:12]} could not be taken in: {fault}")
+            )
+        else:
+            future.set_result(LoadedIn(adapter, reply.load_s))
+        finally:
+            os.close(handle)
