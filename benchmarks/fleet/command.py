@@ -48,7 +48,7 @@ class Result:
     thrash: Load
     enough: Spread  # tok/s, W1's sixteen adapters with a slot each
     contests: list[Contest]  # with half the slots
-    cold: Cold
+    cold: list[Cold]  # repeats, each on a server of its own
 
 
 @app.command()
@@ -84,7 +84,7 @@ def main(
     kept = common[:6]  # dtype, threads and the base's name
     thrash = Load(thrash_clients, seconds, prompt_tokens=64, new_tokens=32, vocabulary=49152)
     enough, found = contests(work, base, thrash, repeats, *kept)
-    cold = measure(work, base, *kept)
+    cold = [measure(work, base, *kept) for _ in range(repeats)]
     result = Result(
         machine, threads, slots, load, empty, full, timed,
         spread(few), spread(many), ratios(many, few), thrash, enough, found, cold,
@@ -178,26 +178,35 @@ def _thrash(result: Result) -> list[str]:
     ]
 
 
-def _cold(cold: Cold) -> list[str]:
+def _cold(runs: list[Cold]) -> list[str]:
+    def of(field: str) -> list[float]:
+        return [getattr(run, field) for run in runs]
+
+    def row(name: str, which: str) -> tuple[str, str, str]:
+        return name, *(spread(of(f"{which}_{p}_ms")).text() for p in ("p50", "p99"))
+
+    def ratio(p: str) -> str:
+        return ratios(of(f"loading_{p}_ms"), of(f"quiet_{p}_ms")).text(2)
+
+    alone = {
+        name: spread(of(f"{name}_ms")).text()
+        for name in ("alone_first_token", "alone_load", "warm_first_token", "alone_step")
+    }
     return [
-        f"## {cold.loads} adapters load beside {STREAMS} streams",
+        f"## {min(run.loads for run in runs)} adapters load beside {STREAMS} streams",
         "",
         f"W1's adapters; {COLD} of them cold. Milliseconds between tokens of the streams.",
         "",
         *table(
             ("", "p50", "p99"),
             [
-                ("quiet", f"{cold.quiet_p50_ms:.1f}", f"{cold.quiet_p99_ms:.1f}"),
-                ("while they load", f"{cold.loading_p50_ms:.1f}", f"{cold.loading_p99_ms:.1f}"),
-                (
-                    "ratio",
-                    f"{cold.loading_p50_ms / cold.quiet_p50_ms:.2f}",
-                    f"{cold.loading_p99_ms / cold.quiet_p99_ms:.2f}",
-                ),
+                row("quiet", "quiet"),
+                row("while they load", "loading"),
+                ("ratio", ratio("p50"), ratio("p99")),
             ],
         ),
         "",
-        f"A cold request alone: {cold.alone_first_token_ms:.1f} ms to its first token, of which "
-        f"{cold.alone_load_ms:.1f} ms loading the adapter. Once more, from its slot: "
-        f"{cold.warm_first_token_ms:.1f} ms. A step takes {cold.alone_step_ms:.1f} ms. Medians.",
+        f"A cold request alone: {alone['alone_first_token']} ms to its first token, of which "
+        f"{alone['alone_load']} ms loading the adapter. Once more, from its slot: "
+        f"{alone['warm_first_token']} ms. A step takes {alone['alone_step']} ms.",
     ]

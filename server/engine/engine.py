@@ -61,7 +61,7 @@ MAX_FAILED_STEPS = 3
 
 LOAD_WAIT_S = 0.05
 
-LOAD_SHARE = 0.25
+LOAD_SHARE = 0.2
 """Of a step's time. Where steps use every core, loaders have so much to themselves after it."""
 
 KV_SHARE_OF_FREE_MEMORY = 0.4
