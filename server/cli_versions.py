@@ -29,7 +29,7 @@ Reference = Annotated[
     str, typer.Argument(help="As a request may name it: sql, sql:prod, sql@3.", show_default=False)
 ]
 Tier = Literal["slot", "host"]
-PASSING = {"aliases", "versions", "created_at", "residency", "pinned", "object", "load_s"}
+PASSING = {"aliases", "versions", "created_at", "residency", "pinned", "object", "load_seconds"}
 
 
 def add_to(adapters: typer.Typer) -> None:

@@ -58,6 +58,7 @@ class Residency:
         self._reading: dict[str, Future[LoadedIn]] = {}
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._load_times: dict[str, dict[str, float]] = {}
 
     @property
     def ranks(self) -> list[int]:
@@ -99,6 +100,7 @@ class Residency:
                 self.host.put(loaded, wanted)
                 self._counts["load_disk"] += 1
                 self._seconds["disk"] += loaded.load_s
+                self._load_times[digest] = {"disk": loaded.load_s}
         return failed
 
     def allow_fills(self, most: float = math.inf) -> None:
@@ -161,6 +163,12 @@ class Residency:
             load_s={"disk": self._seconds["disk"], "host": self._seconds["host"]},
         )
 
+    def load_times(self) -> dict[str, dict[str, float]]:
+        """Seconds that each adapter at hand took last, by tier left: "disk", "host"."""
+        at_hand = {*self.host.digests, *self.slots.resident}
+        self._load_times = {d: times for d, times in self._load_times.items() if d in at_hand}
+        return self._load_times.copy()
+
     def check(self) -> None:
         """Recounts slots and host cache. Raises AssertionError on drift."""
         self.slots.check()
@@ -179,7 +187,10 @@ class Residency:
         self._ranks[place.slot] = adapter.rank
         self._fills_left -= 1
         self._counts["load_host"] += 1
-        self._seconds["host"] += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self._seconds["host"] += seconds
+        before = self._load_times.get(adapter.digest, {})
+        self._load_times[adapter.digest] = before | {"host": seconds}
 
     def _read(self, digest: str) -> None:
         self._reading[digest] = self._loader.load(digest)

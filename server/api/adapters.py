@@ -286,6 +286,7 @@ def adapter_object(services: Services, record: AdapterRecord, version: VersionRe
         "base": record.base,
         "owner": record.owner,
         "residency": services.engine.stats.residency.get(version.digest, "disk"),
+        "load_seconds": services.engine.stats.load_times.get(version.digest, {}),
         "pinned": version.digest in services.engine.stats.pinned,
         "report": dict(facts.report),
     }

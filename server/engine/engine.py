@@ -248,6 +248,7 @@ class Engine:
             load_s=counts.load_s,
             loads=counts.loads,
             residency=levels,
+            load_times=self._residency.load_times(),
             pinned=self._residency.slots.pinned,
             running_adapters=resident,
             waiting_adapters=tuple({s.adapter for s in waiting if s.adapter is not None}),

@@ -245,6 +245,7 @@ class Stats:
     load_s: dict[str, float] = field(default_factory=dict)  # total by tier: "disk", "host"
     loads: dict[str, int] = field(default_factory=dict)
     residency: dict[str, SlotLevel] = field(default_factory=dict)  # digest → nearest tier
+    load_times: dict[str, dict[str, float]] = field(default_factory=dict)  # digest → as `load_s`
     pinned: tuple[str, ...] = ()  # digests that keep their slots
     running_adapters: tuple[str, ...] = ()  # digests resident in slots
     waiting_adapters: tuple[str, ...] = ()  # digests that queued requests wait for

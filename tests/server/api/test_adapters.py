@@ -57,6 +57,7 @@ async def test_upload_and_use(house: House):
         "base": BASE,
         "owner": "default",
         "residency": "disk",
+        "load_seconds": {},
         "pinned": False,
         "report": {"matched": 1},
         "ignored_files": [],

@@ -189,6 +189,10 @@ async def test_a_client_that_leaves_frees_the_engine(live: Live):
 async def test_residency_and_metrics(live: Live):
     listed = (await live.http.get("/v1/adapters")).json()["data"]
     assert "slot" in {one["residency"] for one in listed}
+    for one in listed:
+        tiers = {"slot": {"disk", "host"}, "host": {"disk"}, "disk": set()}[one["residency"]]
+        assert tiers <= one["load_seconds"].keys(), one
+        assert all(0 < seconds < 60 for seconds in one["load_seconds"].values())
     text = (await live.http.get("/metrics")).text
     assert 'vllm:lora_adapter_loaded{adapter_name="' in text
     assert "adapterd_engine_steps_total 0.0" not in text
