@@ -5,6 +5,7 @@ AdapterdError
 │   ├── ContextLengthExceeded   prompt + max_tokens do not fit the context
 │   ├── UnsupportedParameter    a known parameter this server does not implement
 │   ├── AlreadyLoaded           a load call names an adapter that is there, not to be replaced
+│   ├── InvalidDataset          a training file has lines that cannot be trained on
 │   └── InvalidAdapter          an adapter's files are malformed or do not fit the base
 │       └── UnsupportedAdapter  well-formed, but of a kind or option not served here
 ├── TooLarge                    a body or an upload over its limit
@@ -68,6 +69,12 @@ class AlreadyLoaded(InvalidRequest):
     """A load call names an adapter that is there already, and does not ask to replace it."""
 
     code = "already_loaded"
+
+
+class InvalidDataset(InvalidRequest):
+    """A training file has lines that cannot be trained on; the message numbers the first."""
+
+    code = "invalid_dataset"
 
 
 class InvalidAdapter(InvalidRequest):
