@@ -107,6 +107,8 @@ class FolderBlobs:
                 if _is_still(folder, held):
                     raise StoreCorrupt(f"stored version {digest} lacks a file") from missing
                 # deleted under our eyes, and perhaps put again: look anew
+            except IsADirectoryError as odd:
+                raise StoreCorrupt(f"stored version {digest} has a folder for a file") from odd
             finally:
                 os.close(held)
         if found != digest:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from adapters_store.errors import AdapterdError
+from adapters_store.errors import AdapterdError, InvalidAdapter
 from server.cli_options import DEFAULT_SERVER, Server
 from server.http_client import ServerClient, ServerError, peft_files
 
@@ -84,7 +84,10 @@ def _send(client: ServerClient, name: str, path: Path) -> bool:
     """Whether it had to be uploaded."""
     from adapters_store.local_digest import local_digest  # brings torch
 
-    paths = peft_files(path)
+    try:
+        paths = peft_files(path)
+    except ServerError as error:  # a file is missing here: the server is well
+        raise InvalidAdapter(error.message) from None
     if client.has(f"{name}@{local_digest(paths)}"):
         return False
     with ExitStack() as opened:
@@ -116,7 +119,7 @@ def inspect_path(
     from server.inspect_adapter import inspect  # brings torch
 
     report = inspect(paths, model, max_rank=max_rank)
-    width = max(len(key) for key, _ in report.facts)
+    width = max((len(key) for key, _ in report.facts), default=0)
     for key, value in report.facts:
         print(f"{key:<{width}}  {value}")
     if report.refusal is not None:

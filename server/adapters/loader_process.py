@@ -18,7 +18,7 @@ import msgspec
 
 from adapters_store.blob_place import BlobPlace
 from adapters_store.content import LinearShape
-from adapters_store.errors import AdapterLoadFailed, error_from_code
+from adapters_store.errors import Unavailable, error_from_code
 from server.adapters.loading import LoadedIn, LoadTarget
 from server.adapters.shared_memory import shared
 from server.adapters.slot_rows import SlotLimits
@@ -51,6 +51,9 @@ class Reply:
     load_s: float = 0.0
     error: str = ""  # its code
     message: str = ""
+
+
+_reply = msgspec.msgpack.Decoder(Reply)
 
 
 def sendable() -> bool:
@@ -91,7 +94,11 @@ class LoaderProcess:
         assert self._begin is not None, "open comes first"
         future: Future[LoadedIn] = Future()
         while not self._worker.owe(digest, future):
-            self._worker = _Worker()
+            try:
+                self._worker = _Worker()
+            except OSError as fault:  # no memory, or no descriptor: the steps go on
+                future.set_exception(_unread(digest, f"no process can be started: {fault}"))
+                return future
             self._worker.send(self._begin)
         self._worker.send(msgspec.msgpack.encode(digest))
         return future
@@ -114,7 +121,7 @@ class _Worker:
             )
         self._lock = threading.Lock()
         self._owed: dict[str, Future[LoadedIn]] = {}
-        self._over = False
+        self._over = self._closed = False
         threading.Thread(target=self._receive, name="loader-reader", daemon=True).start()
 
     def owe(self, digest: str, future: Future[LoadedIn]) -> bool:
@@ -129,35 +136,40 @@ class _Worker:
             self._socket.sendall(LENGTH.pack(len(message)) + message)
 
     def close(self) -> None:
-        """Ends it: it sees that nobody is there any more."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        """Ends it at once; it keeps nothing that it would have to put away."""
+        self._closed = True
+        self._process.kill()
 
     def _receive(self) -> None:
-        decoder = msgspec.msgpack.Decoder(Reply)
-        with suppress(OSError), self._socket:
-            while True:
-                head, handles, _, _ = socket.recv_fds(
-                    self._socket, LENGTH.size, 1, socket.MSG_WAITALL
-                )
-                if len(head) < LENGTH.size:
-                    break
-                (length,) = LENGTH.unpack(head)
-                body = self._socket.recv(length, socket.MSG_WAITALL)
-                self._settle(decoder.decode(body), handles)
+        try:
+            with self._socket:
+                while self._receive_one():
+                    pass
+        except Exception:  # whatever it is, what is owed must end
+            logger.exception("what the process that loads adapters sent cannot be read")
+        self._process.kill()
         status = self._process.wait()
         with self._lock:
             self._over = True
             owed, self._owed = self._owed, {}
-        if owed:
-            logger.error("the process that loads adapters ended with status %d", status)
+        if not self._closed:
+            logger.warning("the process that loads adapters ended with status %d", status)
         for digest, future in owed.items():
-            future.set_exception(
-                AdapterLoadFailed(
-                    f"adapter {digest[:12]} could not be read: the process that loads adapters "
-                    f"ended with status {status} meanwhile; ask again, another one is started"
-                )
-            )
+            future.set_exception(_unread(digest, f"the process that loads them ended ({status})"))
+
+    def _receive_one(self) -> bool:
+        """Whether there was a reply. Raises OSError, ValueError."""
+        head, handles, _, _ = socket.recv_fds(self._socket, LENGTH.size, 1, socket.MSG_WAITALL)
+        try:
+            if len(head) < LENGTH.size:
+                return False
+            (length,) = LENGTH.unpack(head)
+            body = self._socket.recv(length, socket.MSG_WAITALL)
+            self._settle(_reply.decode(body), handles)
+            return True
+        finally:
+            for handle in handles:
+                os.close(handle)
 
     def _settle(self, reply: Reply, handles: list[int]) -> None:
         with self._lock:
@@ -165,14 +177,17 @@ class _Worker:
         if reply.error:
             future.set_exception(error_from_code(reply.error, reply.message))
             return
-        (handle,) = handles
+        if not handles:
+            future.set_exception(_unread(reply.digest, "too many files are open here"))
+            return
         try:
-            adapter = shared(handle, reply.described_at)
+            adapter = shared(handles[0], reply.described_at)
         except (OSError, RuntimeError) as fault:  # no memory left to map it, or to pin it
-            future.set_exception(
-                AdapterLoadFailed(f"adapter {reply.digest[:12]} could not be taken in: {fault}")
-            )
+            future.set_exception(_unread(reply.digest, str(fault)))
         else:
             future.set_result(LoadedIn(adapter, reply.load_s))
-        finally:
-            os.close(handle)
+
+
+def _unread(digest: str, why: str) -> Unavailable:
+    """Our trouble, and not the adapter's: another try may well do."""
+    return Unavailable(f"adapter {digest[:12]} could not be loaded now: {why}; try again")

@@ -3,6 +3,7 @@
 FD is one end of a socket pair. It ends when the other end closes: it never outlives the engine.
 """
 
+import ctypes
 import gc
 import logging
 import os
@@ -23,6 +24,8 @@ from server.adapters.loader_process import LENGTH, Begin, Reply
 from server.adapters.loading import LOADER_THREADS, LoadTarget, load
 from server.adapters.shared_memory import share
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,6 +33,8 @@ def main(descriptor: int) -> None:
     """Loads what it is told to until the engine is gone. Never returns."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a signal to the group: the engine ends us
+    # Killed with the engine, even while it is stopped and cannot see that the other end is closed.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     logging.basicConfig(format="%(asctime)s %(levelname)s loader: %(message)s")
     with suppress(OSError):  # a sandbox may forbid it, and then all are equal
         # Only what the steps' threads leave over, and no core that one of them wakes up for: a

@@ -73,10 +73,12 @@ def shared(handle: int, described_at: int) -> HostAdapter:
 
     Where CUDA is, copied into pinned memory instead.
     """
-    # Populated here, in the thread that takes it in, so that no step waits for page faults.
-    memory = mmap.mmap(handle, 0, mmap.MAP_SHARED | mmap.MAP_POPULATE)
-    description = _decoder.decode(memoryview(memory)[described_at:])
-    flat = torch.frombuffer(memory, dtype=torch.uint8)
+    # Mapped by torch, which closes what it opens: Python's mmap keeps a descriptor open for as long
+    # as it is mapped, and a host cache may hold more adapters than a process may have files open.
+    size = os.fstat(handle).st_size
+    flat = torch.from_file(f"/dev/fd/{handle}", shared=True, size=size, dtype=torch.uint8)
+    flat[:: mmap.PAGESIZE].sum()  # pages are mapped here, in a thread for which no step waits
+    description = _decoder.decode(flat[described_at:].numpy().tobytes())
     if torch.cuda.is_available():
         flat = flat.pin_memory()
     return HostAdapter(

@@ -131,6 +131,11 @@ async def test_gc_and_verify(run: Run, tmp_path: Path):
     assert status == 1
     assert damaged.parent.name in out
     assert "1 of 1 versions are damaged" in err
+    damaged.unlink()
+    damaged.mkdir()
+    status, out, _ = await run("adapters", "verify")
+    assert status == 1
+    assert "has a folder for a file" in out
 
 
 async def test_an_import_goes_on_where_it_broke_off(run: Run, tmp_path: Path):
@@ -148,12 +153,14 @@ async def test_an_import_lists_what_was_refused_and_keeps_the_rest(run: Run, tmp
     shelf = tmp_path / "shelf"
     peft_folder(shelf / "good", 1)
     peft_folder(shelf / "Bad Name", 2)
+    (peft_folder(shelf / "bare", 4) / "adapter_model.safetensors").unlink()
     broken = peft_folder(shelf / "broken", 3)
     (broken / "adapter_model.safetensors").write_bytes(b"nothing")
     status, out, err = await run("adapters", "import", str(shelf))
     assert (status, out) == (1, "1 uploaded, 0 there already\n")
-    assert "2 of 3 were refused" in err
+    assert "3 of 4 were refused" in err
     assert "Bad Name: " in err
+    assert "bare: " in err
     assert "broken: " in err
     assert (await run("adapters", "show", "good"))[0] == 0
 
@@ -163,3 +170,11 @@ async def test_an_empty_folder_is_told(run: Run, tmp_path: Path):
     status, _, err = await run("adapters", "import", str(tmp_path / "shelf"))
     assert status == 1
     assert "holds no adapter" in err
+
+
+async def test_inspecting_what_cannot_even_be_read_says_so(run: Run, tmp_path: Path):
+    junk = tmp_path / "junk.zip"
+    junk.write_bytes(b"junk" * 100)
+    status, out, err = await run("adapters", "inspect", str(junk))
+    assert (status, out) == (1, "")
+    assert err.startswith("would be refused: ")

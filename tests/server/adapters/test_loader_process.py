@@ -1,9 +1,13 @@
 """The process that loads adapters: what it gives, how it stands back, how it ends."""
 
 import os
+import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -13,7 +17,7 @@ import torch
 from adapters_store.blob_place import BlobPlace
 from adapters_store.blobs import FolderBlobs, OwnedBlobs
 from adapters_store.content import BaseModel, LinearShape
-from adapters_store.errors import AdapterLoadFailed, AdapterNotFound, InvalidAdapter, StoreCorrupt
+from adapters_store.errors import AdapterNotFound, InvalidAdapter, StoreCorrupt, Unavailable
 from adapters_store.package import WEIGHTS_NAME, write_package
 from server.adapters.loader_process import LoaderProcess, sendable
 from server.adapters.loading import LoadTarget, load
@@ -118,7 +122,7 @@ def test_killed_it_fails_what_it_had_and_the_next_load_starts_another(
         before.suspend()  # so that it cannot have answered
         owed = loader.load(digest)
         before.send_signal(signal.SIGKILL)
-        with pytest.raises(AdapterLoadFailed, match="ended with status -9"):
+        with pytest.raises(Unavailable, match=r"ended \(-9\); try again"):
             owed.result(SECONDS)
         assert loader.load(digest).result(SECONDS).digest == digest
         assert process(loader).pid != before.pid
@@ -141,16 +145,87 @@ def test_signals_to_the_group_do_not_end_it_and_closing_does(
     loader._worker._process.wait(SECONDS)
 
 
-def test_it_holds_no_file_of_an_adapter_that_is_gone(
-    loader: LoaderProcess, blobs: OwnedBlobs
-) -> None:
+def test_an_adapter_at_hand_holds_no_file_open(loader: LoaderProcess, blobs: OwnedBlobs) -> None:
     digest = put(blobs, 10.0)
     loader.load(digest).result(SECONDS)
     there, here = process(loader).num_fds(), psutil.Process().num_fds()
-    for _ in range(20):
-        loader.load(digest).result(SECONDS)
+    at_hand = [loader.load(digest).result(SECONDS) for _ in range(20)]
     deadline = time.monotonic() + SECONDS
     while process(loader).num_fds() > there and time.monotonic() < deadline:
         time.sleep(0.01)  # it closes its own after it has answered
     assert process(loader).num_fds() <= there
     assert psutil.Process().num_fds() == here
+    assert len(at_hand) == 20
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """This process can open none, nor be handed any."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_what_cannot_be_taken_in_for_want_of_files_fails_alone(
+    loader: LoaderProcess, blobs: OwnedBlobs
+) -> None:
+    digest = put(blobs, 11.0)
+    loader.load(digest).result(SECONDS)
+    with no_more_files(), pytest.raises(Unavailable, match="too many files are open"):
+        loader.load(digest).result(SECONDS)
+    assert loader.load(digest).result(SECONDS).digest == digest
+
+
+def test_a_worker_that_cannot_be_started_fails_the_load_alone(
+    place: BlobPlace, blobs: OwnedBlobs
+) -> None:
+    digest = put(blobs, 12.0)
+    loader = LoaderProcess(place)
+    loader.open(TARGET)
+    try:
+        process(loader).kill()
+        deadline = time.monotonic() + SECONDS
+        while not loader._worker._over and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with no_more_files(), pytest.raises(Unavailable, match="no process can be started"):
+            loader.load(digest).result(SECONDS)
+        assert loader.load(digest).result(SECONDS).digest == digest
+    finally:
+        loader.close()
+
+
+def test_it_dies_with_who_started_it_even_if_it_is_stopped(
+    place: BlobPlace,
+) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from adapters_store.blob_place import BlobPlace\n"
+        "from server.adapters.loader_process import LoaderProcess\n"
+        "from tests.server.adapters.test_loader_process import TARGET\n"
+        "loader = LoaderProcess(BlobPlace(sys.argv[1])).open(TARGET)\n"
+        "try:\n"
+        "    loader.load('0' * 64).result(30)\n"
+        "except Exception:\n"
+        "    pass\n"  # there is no such adapter; it is up
+        "print(loader._worker._process.pid, flush=True)\n"
+        "os.kill(loader._worker._process.pid, signal.SIGSTOP)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", script, place.url], capture_output=True, text=True, check=False
+    )
+    assert out.returncode == -signal.SIGKILL, out.stderr
+    deadline = time.monotonic() + SECONDS
+    while _is_alive(int(out.stdout)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not _is_alive(int(out.stdout))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
