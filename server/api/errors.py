@@ -33,6 +33,7 @@ STATUS: dict[type[AdapterdError], tuple[int, str]] = {
     errors.ContextLengthExceeded: _BAD,
     errors.UnsupportedParameter: _BAD,
     errors.AlreadyLoaded: (400, "InvalidUserInput"),  # vLLM's word, from whose call it comes
+    errors.InvalidDataset: _BAD,
     errors.InvalidAdapter: _BAD,
     errors.UnsupportedAdapter: _BAD,
     errors.TooLarge: (413, "invalid_request_error"),
