@@ -14,6 +14,7 @@ EXPECTED = {
     "context_length_exceeded": 400,
     "unsupported_parameter": 400,
     "already_loaded": 400,
+    "invalid_dataset": 400,
     "invalid_adapter": 400,
     "unsupported_adapter": 400,
     "too_large": 413,
