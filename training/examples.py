@@ -36,10 +36,13 @@ class Message(_Part):
     weight: Annotated[int, Field(ge=0, le=1)] | None = None
 
 
+Messages = Annotated[tuple[Message, ...], Field(strict=False, min_length=1)]  # JSON has arrays
+
+
 class ChatExample(_Part):
     """A conversation; the assistant's turns are learned."""
 
-    messages: Annotated[tuple[Message, ...], Field(strict=False, min_length=1)]
+    messages: Messages
 
 
 class PromptExample(_Part):
@@ -50,15 +53,15 @@ class PromptExample(_Part):
 
 
 class _Conversation(_Part):
-    messages: Annotated[tuple[Message, ...], Field(strict=False, min_length=1)]
+    messages: Messages
 
 
 class PreferenceExample(_Part):
     """Two answers to one conversation, of which the first is better."""
 
     input: _Conversation
-    preferred_output: Annotated[tuple[Message, ...], Field(strict=False, min_length=1)]
-    non_preferred_output: Annotated[tuple[Message, ...], Field(strict=False, min_length=1)]
+    preferred_output: Messages
+    non_preferred_output: Messages
 
 
 Example = Union[ChatExample, PromptExample, PreferenceExample]  # noqa: UP007 - read at run time

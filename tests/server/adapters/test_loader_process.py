@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,6 +54,14 @@ def loader(place: BlobPlace) -> Iterator[LoaderProcess]:
     one.close()
 
 
+@pytest.fixture
+def fresh(place: BlobPlace) -> Iterator[LoaderProcess]:
+    """One of the test's own, to be killed."""
+    one = LoaderProcess(place)
+    yield one.open(TARGET)
+    one.close()
+
+
 def put(blobs: OwnedBlobs, value: float, module: str = MODULE) -> str:
     """An adapter of rank 4 in the store; its digest."""
     stem = f"base_model.model.{module}"
@@ -71,6 +79,13 @@ def put(blobs: OwnedBlobs, value: float, module: str = MODULE) -> str:
 
 def process(loader: LoaderProcess) -> psutil.Process:
     return psutil.Process(loader._worker._process.pid)
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_it_gives_what_a_thread_gives(
@@ -112,37 +127,30 @@ def test_it_takes_only_what_others_leave_over(loader: LoaderProcess, blobs: Owne
 
 
 def test_killed_it_fails_what_it_had_and_the_next_load_starts_another(
-    place: BlobPlace, blobs: OwnedBlobs
+    fresh: LoaderProcess, blobs: OwnedBlobs
 ) -> None:
     digest = put(blobs, 8.0)
-    loader = LoaderProcess(place)
-    loader.open(TARGET)
-    try:
-        before = process(loader)
-        before.suspend()  # so that it cannot have answered
-        owed = loader.load(digest)
-        before.send_signal(signal.SIGKILL)
-        with pytest.raises(Unavailable, match=r"ended \(-9\); try again"):
-            owed.result(SECONDS)
-        assert loader.load(digest).result(SECONDS).digest == digest
-        assert process(loader).pid != before.pid
-    finally:
-        loader.close()
+    before = process(fresh)
+    before.suspend()  # so that it cannot have answered
+    owed = fresh.load(digest)
+    before.send_signal(signal.SIGKILL)
+    with pytest.raises(Unavailable, match=r"ended \(-9\); try again"):
+        owed.result(SECONDS)
+    assert fresh.load(digest).result(SECONDS).digest == digest
+    assert process(fresh).pid != before.pid
 
 
 def test_signals_to_the_group_do_not_end_it_and_closing_does(
-    place: BlobPlace, blobs: OwnedBlobs
+    fresh: LoaderProcess, blobs: OwnedBlobs
 ) -> None:
     digest = put(blobs, 9.0)
-    loader = LoaderProcess(place)
-    loader.open(TARGET)
-    loader.load(digest).result(SECONDS)
-    running = process(loader)
+    fresh.load(digest).result(SECONDS)
+    running = process(fresh)
     for number in (signal.SIGTERM, signal.SIGINT):
         running.send_signal(number)
-    assert loader.load(digest).result(SECONDS).digest == digest
-    loader.close()
-    loader._worker._process.wait(SECONDS)
+    assert fresh.load(digest).result(SECONDS).digest == digest
+    fresh.close()
+    fresh._worker._process.wait(SECONDS)
 
 
 def test_an_adapter_at_hand_holds_no_file_open(loader: LoaderProcess, blobs: OwnedBlobs) -> None:
@@ -150,10 +158,7 @@ def test_an_adapter_at_hand_holds_no_file_open(loader: LoaderProcess, blobs: Own
     loader.load(digest).result(SECONDS)
     there, here = process(loader).num_fds(), psutil.Process().num_fds()
     at_hand = [loader.load(digest).result(SECONDS) for _ in range(20)]
-    deadline = time.monotonic() + SECONDS
-    while process(loader).num_fds() > there and time.monotonic() < deadline:
-        time.sleep(0.01)  # it closes its own after it has answered
-    assert process(loader).num_fds() <= there
+    until(lambda: process(loader).num_fds() <= there)  # it closes its own after it has answered
     assert psutil.Process().num_fds() == here
     assert len(at_hand) == 20
 
@@ -180,21 +185,14 @@ def test_what_cannot_be_taken_in_for_want_of_files_fails_alone(
 
 
 def test_a_worker_that_cannot_be_started_fails_the_load_alone(
-    place: BlobPlace, blobs: OwnedBlobs
+    fresh: LoaderProcess, blobs: OwnedBlobs
 ) -> None:
     digest = put(blobs, 12.0)
-    loader = LoaderProcess(place)
-    loader.open(TARGET)
-    try:
-        process(loader).kill()
-        deadline = time.monotonic() + SECONDS
-        while not loader._worker._over and time.monotonic() < deadline:
-            time.sleep(0.01)
-        with no_more_files(), pytest.raises(Unavailable, match="no process can be started"):
-            loader.load(digest).result(SECONDS)
-        assert loader.load(digest).result(SECONDS).digest == digest
-    finally:
-        loader.close()
+    process(fresh).kill()
+    until(lambda: fresh._worker._over)
+    with no_more_files(), pytest.raises(Unavailable, match="no process can be started"):
+        fresh.load(digest).result(SECONDS)
+    assert fresh.load(digest).result(SECONDS).digest == digest
 
 
 def test_it_dies_with_who_started_it_even_if_it_is_stopped(
@@ -218,10 +216,7 @@ def test_it_dies_with_who_started_it_even_if_it_is_stopped(
         [sys.executable, "-c", script, place.url], capture_output=True, text=True, check=False
     )
     assert out.returncode == -signal.SIGKILL, out.stderr
-    deadline = time.monotonic() + SECONDS
-    while _is_alive(int(out.stdout)) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not _is_alive(int(out.stdout))
+    until(lambda: not _is_alive(int(out.stdout)))
 
 
 def _is_alive(pid: int) -> bool:
