@@ -145,6 +145,8 @@ class _Worker:
             with self._socket:
                 while self._receive_one():
                     pass
+        except ConnectionError:
+            pass  # it died before it had read all that was asked of it
         except Exception:  # whatever it is, what is owed must end
             logger.exception("what the process that loads adapters sent cannot be read")
         self._process.kill()
