@@ -6,6 +6,7 @@ stderr and an exit code (1: it did not work, 2: it was asked wrongly). Not here:
 imported by the commands that need them, so that --help answers at once.
 """
 
+import gc
 import json
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from rich.table import Table
 
 from adapters_store.errors import AdapterdError
 from server import __version__, cli_import, cli_versions
+from server.child_process import start_engine
 from server.cli_options import DEFAULT_SERVER, AsJson, Name, Server
 from server.cli_settings import human_bytes, takes_settings
 from server.config import SettingsError, load_settings
@@ -96,9 +98,12 @@ def serve(flags: dict[str, str]) -> None:
         adapterd serve --model ./my-base --port 9000 --data-dir ./adapters
     """
     settings = load_settings(flags)
-    from server.serve import run
+    # Its imports take seconds, and so do ours: they run side by side.
+    with closing(start_engine()) as engine:
+        gc.disable()  # what is imported stays; serve.py turns it on
+        from server.serve import run
 
-    raise typer.Exit(run(settings))
+        raise typer.Exit(run(settings, engine))
 
 
 @app.command(

@@ -39,6 +39,7 @@ from server.adapters.slot_rows import SlotLimits
 from server.api.app import create_app
 from server.api.services import ApiLimits, Services
 from server.api.text import TextCodec
+from server.child_process import Child
 from server.config import Settings, SettingsError
 from server.engine.base_files import resolve_model
 from server.engine.client import EngineClient
@@ -53,8 +54,8 @@ CLOSE_S = 5  # for connections to close once their requests have ended
 MULTIPART_BYTES = 1 << 20  # of boundaries and headers around an upload's files
 
 
-def run(settings: Settings) -> int:
-    """Serves until a signal; returns the exit status.
+def run(settings: Settings, started: Child | None = None) -> int:
+    """Serves until a signal; returns the exit status. `started` becomes the engine.
 
     Raises SettingsError if the address cannot be had, EngineStartFailed if the base cannot.
     """
@@ -63,6 +64,7 @@ def run(settings: Settings) -> int:
     )
     if settings.log_level == "info":
         logging.getLogger("uvicorn").setLevel("WARNING")  # ours says where it listens
+        logging.getLogger("alembic").setLevel("WARNING")  # its name for every schema it brings
         logging.getLogger("httpx2").setLevel("WARNING")  # a line per file of the hub
         logging.getLogger("aiobotocore").setLevel("WARNING")  # where S3's keys were found
     with _bound_socket(settings) as listener:
@@ -73,7 +75,7 @@ def run(settings: Settings) -> int:
                 settings.host,
             )
         with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:  # uvloop's where it is
-            return runner.run(_serve(settings, listener))
+            return runner.run(_serve(settings, listener, started))
 
 
 class StopSignals:
@@ -112,7 +114,7 @@ class DrainingServer(uvicorn.Server):
         yield
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> int:
+async def _serve(settings: Settings, listener: socket.socket, started: Child | None) -> int:
     stop = StopSignals()
     console = Console(stderr=True)
     try:
@@ -124,13 +126,13 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
             config = settings.engine_config(model=str(folder), blobs=place)
             # The tokenizer is read while the engine's process reads the weights.
             reading = asyncio.create_task(asyncio.to_thread(_read_tokenizer, folder))
-            async with _started_engine(config, console) as engine:
+            async with _started_engine(config, started, console) as engine:
                 app = _app(settings, engine, store, await reading, sources)
                 if settings.model is None:
                     await asyncio.to_thread(_publish_demo, app)
                 # What is there now stays: a full collection would look at it all, and replies wait.
-                gc.collect()
                 gc.freeze()
+                gc.enable()
                 await _serve_http(settings, app, engine, listener, stop)
     except asyncio.CancelledError:
         if stop.ended_by is None:
@@ -140,10 +142,12 @@ async def _serve(settings: Settings, listener: socket.socket) -> int:
 
 
 @asynccontextmanager
-async def _started_engine(config: EngineConfig, console: Console) -> AsyncIterator[EngineClient]:
+async def _started_engine(
+    config: EngineConfig, started: Child | None, console: Console
+) -> AsyncIterator[EngineClient]:
     """The engine, ready; stopped on every way out."""
     bar = LoadBar(console)
-    engine = EngineClient(config, on_progress=bar.show)
+    engine = EngineClient(config, started=started, on_progress=bar.show)
     try:
         with bar:
             await engine.start()

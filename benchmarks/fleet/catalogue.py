@@ -28,19 +28,20 @@ class Call:
 class Standing:
     """A server that has just started, with so many adapters in its catalogue."""
 
+    base: str
     adapters: int
     start_s: float  # process start → ready, the base's loading in it
     api_mib: float  # resident memory of the process that answers
     engine_mib: float
 
 
-def standing(base: Path, adapters: int, *options: str) -> Standing:
+def standing(name: str, base: Path, adapters: int, *options: str) -> Standing:
     began = time.perf_counter()
     with own_server(base, *options) as server:
         start_s = time.perf_counter() - began
         api = psutil.Process(server.pid)
         engine = sum(child.memory_info().rss for child in api.children(recursive=True))
-        return Standing(adapters, start_s, api.memory_info().rss / 2**20, engine / 2**20)
+        return Standing(name, adapters, start_s, api.memory_info().rss / 2**20, engine / 2**20)
 
 
 def calls(url: str, adapters: int) -> list[Call]:

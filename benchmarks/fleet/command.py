@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+import demo
 from benchmarks import w1
 from benchmarks.fleet.catalogue import Call, Standing, calls, standing
 from benchmarks.fleet.cold import COLD, STREAMS, Cold, measure
@@ -39,8 +40,8 @@ class Result:
     threads: int
     slots: int
     load: Load
-    empty: Standing
-    full: Standing
+    standing: list[Standing]
+    adapters: int
     calls: list[Call]
     few: Spread  # tok/s over as many adapters as slots
     many: Spread  # over all
@@ -76,8 +77,13 @@ def main(
     )  # fmt: skip
     there = ("--data-dir", str(data))
     load = Load(clients, seconds, prompt_tokens=64, new_tokens=32, vocabulary=49152)
-    empty = standing(base, 0, *common)
-    full = standing(base, adapters, *common, *there)
+    embedded, options = demo.base_path(), (*common[2:6], "--max-rank", str(RANK))
+    found_standing = [
+        standing("W1's", base, 0, *common),
+        standing("W1's", base, adapters, *common, *there),
+        standing("the embedded", embedded, 0, *options),
+        standing("the embedded", embedded, adapters, *options, *there),
+    ]
     with own_server(base, *common, *there) as server:
         timed = calls(server.url, adapters)
         few, many = _runs(server.url, load, slots, adapters, repeats)
@@ -86,7 +92,7 @@ def main(
     enough, found = contests(work, base, thrash, repeats, *kept)
     cold = [measure(work, base, *kept) for _ in range(repeats)]
     result = Result(
-        machine, threads, slots, load, empty, full, timed,
+        machine, threads, slots, load, found_standing, adapters, timed,
         spread(few), spread(many), ratios(many, few), thrash, enough, found, cold,
     )  # fmt: skip
     results.mkdir(parents=True, exist_ok=True)
@@ -110,9 +116,9 @@ def _runs(
 
 
 def markdown(result: Result) -> str:
-    load, full = result.load, result.full
+    load, adapters = result.load, f"{result.adapters:,}"
     parts = [
-        f"# {full.adapters:,} adapters on one server",
+        f"# {adapters} adapters on one server",
         "",
         f"W1's base in bfloat16; adapters of rank {RANK} on {' and '.join(TARGETS)}, published "
         "into the store. Figures are medians of repeats (least-most); ratios are of runs of the "
@@ -121,14 +127,20 @@ def markdown(result: Result) -> str:
         "## Standing by",
         "",
         *table(
-            ("registered", "start to ready, s", "API process, MiB", "engine process, MiB"),
+            ("base", "registered", "start to ready, s", "API process, MiB", "engine's, MiB"),
             [
-                (f"{s.adapters:,}", f"{s.start_s:.1f}", f"{s.api_mib:.0f}", f"{s.engine_mib:.0f}")
-                for s in (result.empty, full)
+                (
+                    s.base,
+                    f"{s.adapters:,}",
+                    f"{s.start_s:.1f}",
+                    f"{s.api_mib:.0f}",
+                    f"{s.engine_mib:.0f}",
+                )
+                for s in result.standing
             ],
         ),
         "",
-        f"## Catalogue calls with {full.adapters:,}",
+        f"## Catalogue calls with {adapters}",
         "",
         *table(
             ("call", "p50, ms", "p99, ms"),
@@ -144,7 +156,7 @@ def markdown(result: Result) -> str:
             ("drawn from", "tok/s", "of the first"),
             [
                 (f"{result.slots} adapters", result.few.text(), ""),
-                (f"{full.adapters:,} adapters", result.many.text(), result.ratio.text(2)),
+                (f"{adapters} adapters", result.many.text(), result.ratio.text(2)),
             ],
         ),
         "",

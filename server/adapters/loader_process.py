@@ -8,7 +8,6 @@ import logging
 import os
 import socket
 import struct
-import subprocess
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
@@ -22,7 +21,7 @@ from adapters_store.errors import Unavailable, error_from_code
 from server.adapters.loading import LoadedIn, LoadTarget
 from server.adapters.shared_memory import shared
 from server.adapters.slot_rows import SlotLimits
-from server.child_process import module_command, module_environment
+from server.child_process import start_module
 
 LENGTH = struct.Struct("!I")  # of the msgpack that follows
 
@@ -111,14 +110,8 @@ class _Worker:
     """One worker process, and what it owes."""
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                module_command("server.adapters.loader_worker", str(theirs.fileno())),
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env=module_environment() | {"OMP_NUM_THREADS": "1"},
-            )
+        child = start_module("server.adapters.loader_worker", os.environ | {"OMP_NUM_THREADS": "1"})
+        self._socket, self._process = child.socket, child.process
         self._lock = threading.Lock()
         self._owed: dict[str, Future[LoadedIn]] = {}
         self._over = self._closed = False

@@ -38,18 +38,23 @@ def resolve_model(model: str) -> Path:
         ) from error
 
 
-def digest_files(folder: Path, progress: Callable[[int, int], None] | None = None) -> str:
-    """sha256 over config.json and the weight files, by name; the files are read in threads.
-
-    `progress` is called with bytes done and in all. Raises EngineStartFailed if there are no
-    safetensors weights.
-    """
+def weight_files(folder: Path) -> list[Path]:
+    """The base's weights, by name. Raises EngineStartFailed if there are no safetensors."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise EngineStartFailed(
             f"{folder} has no *.safetensors weights; pickled weights are never read here: save "
             "the model again with save_pretrained(safe_serialization=True)"
         )
+    return files
+
+
+def digest_files(folder: Path, progress: Callable[[int, int], None] | None = None) -> str:
+    """sha256 over config.json and the weight files, by name; the files are read in threads.
+
+    `progress` is called with bytes done and in all. Raises EngineStartFailed as `weight_files`.
+    """
+    files = weight_files(folder)
     files.append(folder / "config.json")
     total = sum(file.stat().st_size for file in files)
     done = 0

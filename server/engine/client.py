@@ -5,7 +5,7 @@ Asyncio only; nothing here blocks the loop, and nothing here imports torch.
 
 import asyncio
 import logging
-import socket
+import subprocess
 import time
 import uuid
 from collections import defaultdict
@@ -20,7 +20,7 @@ from adapters_store.errors import (
     Unavailable,
     error_from_code,
 )
-from server.child_process import module_command, module_environment
+from server.child_process import Child, start_engine
 from server.engine.messages import (
     Abort,
     Done,
@@ -48,12 +48,6 @@ from server.engine.wire import FROM_ENGINE, HEADER, TO_ENGINE
 EngineState = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
 STOP_GRACE_S = 5.0
-SPINS = "20000"
-"""How often the engine's OpenMP threads look for work before they sleep: about a millisecond. A
-thousand were too few, and waking threads took a sixth of a decode step; libgomp's own 300,000 are
-many milliseconds, in which a thread that waits keeps the processor from the very thread that it
-waits for, and from the API process."""
-
 MAX_BACKOFF_S = 30.0
 PIN_RETRY_S = 1.0
 
@@ -81,9 +75,12 @@ class EngineClient:
         self,
         config: EngineConfig,
         *,
+        started: Child | None = None,
         on_progress: Callable[[LoadProgress], None] | None = None,
     ) -> None:
+        """`started` becomes the first engine, and is the caller's to close at the end."""
         self._config = config
+        self._started = started
         self._on_progress = on_progress or (lambda _: None)
         self._state: EngineState = "starting"
         self._info: EngineInfo | None = None
@@ -92,7 +89,7 @@ class EngineClient:
         self._asked: dict[str, asyncio.Future[None]] = {}  # prefetches, pins, unpins under way
         self._pins: dict[str, float | None] = {}  # digest → when it ends, on the monotonic clock
         self._pinning: asyncio.Task[None] | None = None  # again, after a restart
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._keeper: asyncio.Task[None] | None = None
         self.restarts = 0
@@ -116,7 +113,7 @@ class EngineClient:
     @property
     def pid(self) -> int | None:
         """Of the engine process that runs now."""
-        running = self._process is not None and self._process.returncode is None
+        running = self._process is not None and self._process.poll() is None
         return self._process.pid if running and self._process is not None else None
 
     async def start(self) -> EngineInfo:
@@ -198,15 +195,9 @@ class EngineClient:
         await self._reap()
 
     async def _spawn(self) -> asyncio.StreamReader:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                *module_command("server.engine.process", str(theirs.fileno())),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                env=module_environment(GOMP_SPINCOUNT=SPINS),
-            )
-        reader, self._writer = await asyncio.open_connection(sock=ours)
+        child, self._started = self._started or start_engine(), None
+        self._process = child.process
+        reader, self._writer = await asyncio.open_connection(sock=child.socket)
         self._post(Start(self._config))
         return reader
 
@@ -326,12 +317,11 @@ class EngineClient:
         """Waits for the process to be gone, killing it if it takes too long."""
         if self._process is None:
             return
-        if self._process.returncode is None:
-            try:
-                await asyncio.wait_for(self._process.wait(), STOP_GRACE_S)
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
+        try:
+            await asyncio.to_thread(self._process.wait, STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
         if self._writer is not None:
             self._writer.close()
             self._writer = None

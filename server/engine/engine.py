@@ -8,6 +8,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from server.adapters.prefetch import Answer, Prefetcher
 from server.adapters.residency import Residency
 from server.adapters.slot_rows import SlotLimits, slot_limits
 from server.engine.base import LoadedBase, load_base, self_check
-from server.engine.base_files import digest_files, resolve_model
+from server.engine.base_files import digest_files, resolve_model, weight_files
 from server.engine.cuda_graphs import CudaCapture
 from server.engine.kv_cache import BlockPool, KVCache
 from server.engine.messages import (
@@ -83,12 +84,11 @@ class Engine:
     ) -> None:
         """Loads the base. A source is read by threads of this process. Raises EngineStartFailed."""
         started = time.perf_counter()
-        progress = on_progress or (lambda _: None)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         folder = resolve_model(config.model)
-        digest = digest_files(folder, lambda n, of: progress(LoadProgress("digest", n, of)))
-        self._base = base = load_base(folder, config, progress)
+        base, digest = _loaded(folder, config, on_progress or (lambda _: None))
+        self._base = base
         blocks = _kv_blocks(config, base)
         max_model_len = _max_model_len(config, base, blocks)
         cache = _kv_cache(config, base, blocks)
@@ -375,6 +375,18 @@ def _uses_every_core(device: torch.device) -> bool:
 
 
 _GREEDY = SamplingParams(max_tokens=1, temperature=0.0)
+
+
+def _loaded(
+    folder: Path, config: EngineConfig, progress: Callable[[LoadProgress], None]
+) -> tuple[LoadedBase, str]:
+    """The base, and its digest, which is taken beside. Raises EngineStartFailed."""
+    weight_files(folder)  # says what is missing before anything is loaded
+    with ThreadPoolExecutor(1) as beside:
+        digest = beside.submit(
+            digest_files, folder, lambda n, of: progress(LoadProgress("digest", n, of))
+        )
+        return load_base(folder, config, progress), digest.result()
 
 
 def _kv_cache(config: EngineConfig, base: LoadedBase, blocks: int) -> KVCache:

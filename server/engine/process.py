@@ -1,6 +1,7 @@
-"""The engine's own process: `python -m server.engine.process FD`, FD one end of a socket pair.
+"""The engine's own process: `python -m server.engine FD`, FD one end of a socket pair.
 
-Three threads: a reader that queues what arrives, the step loop, a writer that serialises what
+Importing what the engine needs takes seconds; it begins before anything is told. Then there are
+three threads: a reader that queues what arrives, the step loop, a writer that serialises what
 leaves. When the other end closes, for whatever reason, the process ends at once: it never
 outlives the API process.
 """
@@ -11,7 +12,6 @@ import os
 import queue
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -104,8 +104,8 @@ def main(descriptor: int) -> int:
         channel.close()
         return 1
     # What is there now stays: a full collection would look at all of it, for 150 ms of a step.
-    gc.collect()
     gc.freeze()
+    gc.enable()
     channel.send(Ready(engine.info))
     _serve(engine, channel)
     engine.close()
@@ -170,7 +170,3 @@ def _told(channel: Channel, request_id: str) -> Iterator[None]:
         yield
     except AdapterdError as error:
         channel.send(Failed(request_id, error.code, error.message, error.param))
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
