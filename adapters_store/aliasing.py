@@ -22,6 +22,9 @@ HISTORY = 1000  # moves that a rollback looks back over
 
 
 def not_found(reference: str) -> AdapterNotFound:
+    name, at, version = reference.partition("@")
+    if at:
+        return AdapterNotFound(f"no adapter {shorten(name)} has a version {shorten(version)}")
     return AdapterNotFound(f"no adapter is named {shorten(reference)}")
 
 

@@ -293,6 +293,7 @@ _TOTALS = (
     _Total("host_hits", "adapterd_host_hits", "Adapters wanted that were in the host cache."),
     _Total("host_misses", "adapterd_host_misses", "Adapters that had to be read from disk."),
     _Total("host_evictions", "adapterd_host_evictions", "Adapters dropped from the host cache."),
+    _Total("failed_loads", "adapterd_adapter_failed_loads", "Adapters that could not be loaded."),
 )
 
 

@@ -29,6 +29,7 @@ class ResidencyCounts:
     host_hits: int
     host_misses: int
     host_evictions: int
+    failed_loads: int
     loads: dict[str, int]  # by tier left: "disk", "host"
     load_s: dict[str, float]
 
@@ -88,6 +89,7 @@ class Residency:
         wanted = awaited() if ended else frozenset[str]()
         for digest in ended:
             future = self._reading.pop(digest)
+            self._counts["failed_loads"] += future.exception() is not None
             try:
                 loaded = future.result()
             except AdapterdError as error:
@@ -159,6 +161,7 @@ class Residency:
             host_hits=self._counts["host_hits"],
             host_misses=self._counts["host_misses"],
             host_evictions=self.host.evictions,
+            failed_loads=self._counts["failed_loads"],
             loads={"disk": self._counts["load_disk"], "host": self._counts["load_host"]},
             load_s={"disk": self._seconds["disk"], "host": self._seconds["host"]},
         )

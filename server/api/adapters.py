@@ -29,6 +29,7 @@ from server.api.bodies import (
     require_content_type,
 )
 from server.api.loading import LoadBody, load, unload, unpin_all
+from server.api.lost_files import loading
 from server.api.schemas import StrictBody
 from server.api.services import AnyTime, Services, WhileOpen
 from server.engine.messages import SlotLevel
@@ -229,7 +230,8 @@ async def prefetch(name: str, request: Request, services: WhileOpen) -> Json:
     body = await read_optional_json(request, PrefetchBody, max_bytes=services.limits.max_body_bytes)
     record, version = await _known(services, name)
     with services.admission.place():
-        await services.engine.prefetch(version.digest, body.to)
+        async with loading(version, services.store):
+            await services.engine.prefetch(version.digest, body.to)
     return adapter_object(services, record, version)
 
 
@@ -241,7 +243,8 @@ async def pin(name: str, request: Request, services: WhileOpen) -> Json:
     body = await read_optional_json(request, PinBody, max_bytes=services.limits.max_body_bytes)
     record, version = await _known(services, name)
     with services.admission.place():
-        await services.engine.pin(version.digest, body.ttl_seconds)
+        async with loading(version, services.store):
+            await services.engine.pin(version.digest, body.ttl_seconds)
     return adapter_object(services, record, version)
 
 

@@ -15,7 +15,9 @@ from pydantic import Field
 
 from adapters_store.errors import EngineUnavailable
 from server.api.bodies import read_json
+from server.api.errors import told_as
 from server.api.generation import Generation, prepare
+from server.api.lost_files import loading
 from server.api.schemas import ModelName, StrictBody, TokenId
 from server.api.services import Services, WhileOpen
 from server.api.wanted import PlainText, TokenIds, Wanted
@@ -55,7 +57,8 @@ async def compare(name: str, request: Request, services: WhileOpen) -> Json:
     against = body.against or services.base_name
     with services.admission.place():
         one, other = await asyncio.gather(
-            _answer(services, name, body), _answer(services, against, body)
+            _answer(services, name, body, param="name"),
+            _answer(services, against, body, param="against"),
         )
         common = _common(one.tokens, other.tokens)
         # Where the texts are the same, the first token tells most: what follows was given by it.
@@ -80,7 +83,7 @@ async def compare(name: str, request: Request, services: WhileOpen) -> Json:
     }
 
 
-async def _answer(services: Services, model: str, body: CompareBody) -> _Answer:
+async def _answer(services: Services, model: str, body: CompareBody, *, param: str) -> _Answer:
     prompt = body.prompt
     wanted = Wanted(
         model=model,
@@ -95,8 +98,10 @@ async def _answer(services: Services, model: str, body: CompareBody) -> _Answer:
         stream=False,
         include_usage=False,
     )
-    generation = await prepare(services, wanted, request_id=f"cmp-{uuid.uuid4().hex}")
-    events = await _events(services, generation.requests[0])
+    with told_as({"model": param}):
+        generation = await prepare(services, wanted, request_id=f"cmp-{uuid.uuid4().hex}")
+    async with loading(generation.adapter, services.store):
+        events = await _events(services, generation.requests[0])
     tokens = tuple(event.token_id for event in events if event.token_id is not None)
     return _Answer(generation, tokens, events[-1].finish_reason)
 

@@ -23,6 +23,7 @@ from adapters_store.errors import (
     ModelNotFound,
 )
 from server.api.choice import Choice, Delta
+from server.api.lost_files import loading
 from server.api.merge import merged
 from server.api.services import Services
 from server.api.wanted import PlainText, Prompt, TokenIds, Wanted
@@ -285,7 +286,10 @@ class Run:
         outcome = "abort"  # closed from outside, unless one of the ends below is reached
         echoes = dict.fromkeys(range(len(choices)), echo)
         try:
-            async with aclosing(self._services.engine.generate(request)) as steps:
+            async with (
+                loading(self._generation.adapter, self._services.store),
+                aclosing(self._services.engine.generate(request)) as steps,
+            ):
                 async for events in steps:
                     deltas = []
                     for event in events:

@@ -245,6 +245,7 @@ class Engine:
             host_misses=counts.host_misses,
             host_evictions=counts.host_evictions,
             host_bytes=self._residency.host.bytes,
+            failed_loads=counts.failed_loads,
             load_s=counts.load_s,
             loads=counts.loads,
             residency=levels,

@@ -242,6 +242,7 @@ class Stats:
     host_misses: int = 0
     host_evictions: int = 0
     host_bytes: int = 0
+    failed_loads: int = 0
     load_s: dict[str, float] = field(default_factory=dict)  # total by tier: "disk", "host"
     loads: dict[str, int] = field(default_factory=dict)
     residency: dict[str, SlotLevel] = field(default_factory=dict)  # digest → nearest tier

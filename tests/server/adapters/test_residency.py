@@ -80,6 +80,7 @@ def test_a_failed_read_is_told_to_all_who_asked_and_tried_afresh_for_later_ones(
         answers = prefetcher.fail_loads(failed)
         assert answers == [Answer("a", failed["missing"]), Answer("b", failed["missing"])]
         assert source.reads["missing"] == again + 1
+        assert residency.counts().failed_loads == again + 1
         assert not prefetcher.has_work
 
 

@@ -67,8 +67,8 @@ async def test_answers_that_never_part(house: House):
 @pytest.mark.parametrize(
     ("name", "body", "status", "param"),
     [
-        ("gone", {}, 404, "model"),
-        ("sql", {"against": "gone"}, 404, "model"),
+        ("gone", {}, 404, "name"),
+        ("sql", {"against": "gone"}, 404, "against"),
         ("sql", {"max_tokens": 0}, 400, "max_tokens"),
         ("sql", {"prompt": []}, 400, "prompt"),
         ("sql", {"temperature": 1.0}, 400, "temperature"),

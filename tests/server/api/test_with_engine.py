@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import httpx2
 import openai
@@ -12,7 +14,9 @@ import pytest
 import pytest_asyncio
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from safetensors.torch import load_file, save
 
+from adapters_store.blobs import place_of
 from adapters_store.store import AdapterStore
 from server.adapters import methods
 from server.adapters.slot_rows import SlotLimits
@@ -281,3 +285,40 @@ async def test_prefetch_and_pin_by_name(live: Live):
     reply = await live.http.post(f"/v1/adapters/{second}/pin")
     assert (reply.status_code, reply.json()["pinned"]) == (200, True)
     await live.http.delete(f"/v1/adapters/{second}/pin")
+
+
+@pytest.mark.parametrize(("damage", "factor"), [("gone", 2.0), ("changed", 3.0)])
+async def test_files_that_the_store_lost_are_the_servers_fault_by_name(
+    live: Live, damage: str, factor: float
+):
+    """A 404 would send clients looking for a mistake of theirs."""
+    folder: Path = next(iter(live.reference._folders.values()))
+    weights = load_file(folder / "adapter_model.safetensors")
+    other = save({name: factor * tensor for name, tensor in weights.items()})
+    config = (folder / "adapter_config.json").read_bytes()
+    files = [
+        ("files", ("adapter_config.json", config)),
+        ("files", ("adapter_model.safetensors", other)),
+    ]
+    name = f"lost-{damage}"
+    reply = await live.http.post("/v1/adapters", data={"name": name}, files=files)
+    blob = live.app.state.services.store.blob_root / place_of(reply.json()["digest"])
+    if damage == "gone":
+        shutil.rmtree(blob)
+    else:
+        (blob / "adapter_model.safetensors").write_bytes(save(weights))
+    asked = {"model": name, "prompt": PROMPT, "max_tokens": 2}
+    for path, body in (
+        ("/v1/completions", asked),
+        ("/v1/completions", asked | {"stream": True}),
+        (f"/v1/adapters/{name}/prefetch", {}),
+        (f"/v1/adapters/{name}/pin", {}),
+        (f"/v1/adapters/{name}/compare", {"prompt": PROMPT}),
+    ):
+        reply = await live.http.post(path, json=body)
+        assert "store_corrupt" in reply.text, (path, reply.text)
+        assert f"adapter {name}@1" in reply.text
+    metrics = (await live.http.get("/metrics")).text.splitlines()
+    (total,) = [m for m in metrics if m.startswith("adapterd_adapter_failed_loads_total ")]
+    assert float(total.split()[1]) >= 5
+    assert (await live.http.delete(f"/v1/adapters/{name}")).status_code == 200
