@@ -42,8 +42,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 serve: install
 	@exec $(BIN)/adapterd serve --host 127.0.0.1 $(ARGS)
 
+# A process for each core, but not more than a few: some start servers of their own.
 test: dev
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: dev
 	$(BIN)/ruff check .

@@ -3,10 +3,14 @@
 import os
 from collections.abc import Iterator
 
-import pytest
-import torch
+# Several processes test at once on the same cores: threads that wait must not keep one. Read when
+# torch is imported, here and in what tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from tests.support import servers
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from tests.support import servers  # noqa: E402
 
 # Where there is no GPU, Triton's kernels are interpreted. The flag is read when they are decorated,
 # so it must be set before anything imports triton, as peft does.

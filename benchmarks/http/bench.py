@@ -92,7 +92,7 @@ class Bench:
         self._url = server.url
         self._api = psutil.Process(server.pid)
         self._engine = next(
-            child for child in self._api.children() if "server.engine.process" in child.cmdline()
+            child for child in self._api.children() if "server.engine" in child.cmdline()
         )
         self._generator = generator
         self._without_http = engine

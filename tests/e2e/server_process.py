@@ -39,7 +39,7 @@ class ServerProcess:
     def engine(self) -> psutil.Process:
         """Its engine's process."""
         children = psutil.Process(self.process.pid).children()
-        return next(child for child in children if "server.engine.process" in child.cmdline())
+        return next(child for child in children if "server.engine" in child.cmdline())
 
     def wait(self, timeout_s: float = STOP_S) -> int:
         """The exit status, once it has ended by itself."""
