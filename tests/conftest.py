@@ -7,10 +7,10 @@ from collections.abc import Iterator
 # torch is imported, here and in what tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from tests.support import servers  # noqa: E402
+from tests.support import servers
 
 # Where there is no GPU, Triton's kernels are interpreted. The flag is read when they are decorated,
 # so it must be set before anything imports triton, as peft does.
