@@ -129,6 +129,7 @@ class Engine:
         self._steps = self._step_tokens = self._step_segments = 0
         self._step_s = 0.0
         self_check(base, self._paged_logits)
+        cache.touch()
         load_s = time.perf_counter() - started
         self.info = _info(config, base, slots, digest, max_model_len, blocks, load_s)
 

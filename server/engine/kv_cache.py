@@ -1,10 +1,13 @@
 """The paged KV cache: which blocks are whose, and the tensors they stand for."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from server.engine import mapped_memory
 
 NULL_BLOCK = 0
 """Never handed out and always zero: what padding in a block table points to.
@@ -76,10 +79,22 @@ class KVCache:
         self.block_size = block_size
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
+        count = blocks * self.bytes_per_block(layers, block_size, dtype) // dtype.itemsize
+        if device.type == "cpu":
+            self._memory = mapped_memory.zeros(count, dtype)
+        else:
+            self._memory = torch.zeros(count, dtype=dtype, device=device)
+        left = self._memory
         for index, shape in layers.items():
-            place = (blocks, block_size, shape.kv_heads)
-            self._keys[index] = torch.zeros(*place, shape.key_dim, dtype=dtype, device=device)
-            self._values[index] = torch.zeros(*place, shape.value_dim, dtype=dtype, device=device)
+            for tensors, dim in ((self._keys, shape.key_dim), (self._values, shape.value_dim)):
+                place = (blocks, block_size, shape.kv_heads, dim)
+                mine, left = left.tensor_split((math.prod(place),))
+                tensors[index] = mine.view(place)
+
+    def touch(self) -> None:
+        """Sees to it in the background that all of its memory is there."""
+        if self._memory.device.type == "cpu":
+            mapped_memory.touch_beside(self._memory)
 
     @staticmethod
     def bytes_per_block(layers: dict[int, LayerShape], block_size: int, dtype: torch.dtype) -> int:
