@@ -1,35 +1,19 @@
-"""The database of names, versions and what every alias means now.
+"""Names, versions and what every alias means now, as rows.
 
 Here: Catalog, CatalogWriter. Not here: files, digests' meaning; rows as records (records.py), how
-aliases lie in their tables (aliases.py), what is PostgreSQL's own (databases.py).
-
-SQLite runs with journal_mode=DELETE and synchronous=EXTRA, not WAL: a WAL database with several
-connections checkpointing at once could be corrupted before SQLite 3.51.3, and Python ships older
-ones. Writes here are rare and small, so WAL's gain is not needed; EXTRA also syncs the folder
-after the journal is removed, without which a power cut could bring a committed write's journal
-back and undo it.
+aliases lie in their tables (aliases.py), transactions (database.py).
 """
 
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, select
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import Connection, select
 
 from adapters_store.aliases import CURRENT_TAG, Alias, AliasRows, Cause, Move, Target
 from adapters_store.content import AdapterFacts
-from adapters_store.databases import (
-    UNREACHABLE,
-    catalog_url,
-    postgresql_engine,
-    unreachable,
-    unusable,
-)
-from adapters_store.errors import AdapterdError
-from adapters_store.migrations import upgrade
+from adapters_store.database import Database
 from adapters_store.records import (
     AdapterRecord,
     VersionRecord,
@@ -42,8 +26,6 @@ from adapters_store.schema import CURRENT, adapters, aliases, canaries, versions
 
 __all__ = ["AdapterRecord", "Catalog", "CatalogWriter", "VersionRecord"]
 
-BUSY_TIMEOUT_MS = 10_000
-
 
 class Catalog:
     """Names and versions for one base model. Safe from several threads and processes.
@@ -53,43 +35,26 @@ class Catalog:
     appears once per name; an alias and its canary are versions of its own name.
     """
 
-    def __init__(self, url: URL | str, *, base: str) -> None:
-        """Makes the tables, or brings an older version's to this one's.
-
-        `url`: SQLite's or PostgreSQL's. Raises Unavailable, StoreCorrupt, ValueError (a URL of
-        neither).
-        """
-        self._engine = _engine(url)
+    def __init__(self, database: Database, *, base: str) -> None:
+        """`database` is closed with this."""
+        self._database = database
         self._base = base
-        self._writing = threading.Lock()  # queues our threads fairly; SQLite's own wait is a poll
-        try:
-            with self._begin(write=True) as connection:
-                upgrade(connection)
-        except DatabaseError as broken:
-            self.close()
-            raise unusable(self._engine.url, broken) from broken
-        except AdapterdError:
-            self.close()
-            raise
 
     def close(self) -> None:
-        self._engine.dispose()
+        self._database.close()
 
     @contextmanager
     def write(self) -> Iterator["CatalogWriter"]:
-        """One transaction that no other writer, in any process, overlaps; commits at the end.
-
-        Raises Unavailable if others hold the database longer than BUSY_TIMEOUT_MS, or it is away.
-        """
-        with self._writing, self._begin(write=True) as connection:
+        """One transaction, as Database.write."""
+        with self._database.write() as connection:
             yield CatalogWriter(connection, self._base)
 
     def adapter(self, name: str) -> AdapterRecord | None:
-        with self._begin() as connection:
+        with self._database.read() as connection:
             return _adapter(connection, self._base, name)
 
     def adapter_of_id(self, adapter_id: int) -> AdapterRecord | None:
-        with self._begin() as connection:
+        with self._database.read() as connection:
             query = select_adapters(self._base).where(adapters.c.id == adapter_id)
             row = connection.execute(query).first()
         return adapter_record(row) if row else None
@@ -100,7 +65,7 @@ class Catalog:
     def versions(self, name: str) -> tuple[VersionRecord, ...]:
         """Oldest first; empty if there is no such name."""
         query = select_versions(self._base, name).order_by(versions.c.number)
-        with self._begin() as connection:
+        with self._database.read() as connection:
             return tuple(version_record(row) for row in connection.execute(query))
 
     def versions_by_digest(self, name: str, prefix: str) -> tuple[VersionRecord, ...]:
@@ -108,21 +73,21 @@ class Catalog:
         query = (
             select_versions(self._base, name).where(versions.c.digest.startswith(prefix)).limit(2)
         )
-        with self._begin() as connection:
+        with self._database.read() as connection:
             return tuple(version_record(row) for row in connection.execute(query))
 
     def alias(self, name: str, tag: str = CURRENT_TAG) -> Alias | None:
-        with self._begin() as connection:
+        with self._database.read() as connection:
             return AliasRows(connection, self._base).find(name, tag)
 
     def aliases(self, name: str) -> tuple[Alias, ...]:
         """The bare name first, then by tag; empty if there is no such name."""
-        with self._begin() as connection:
+        with self._database.read() as connection:
             return AliasRows(connection, self._base).all(name)
 
     def moves(self, name: str, tag: str, *, limit: int) -> tuple[Move, ...]:
         """Of one alias, the newest first; empty if there never was one."""
-        with self._begin() as connection:
+        with self._database.read() as connection:
             return AliasRows(connection, self._base).moves(name, tag, limit=limit)
 
     def list(self, *, limit: int, after: str | None) -> tuple[AdapterRecord, ...]:
@@ -130,12 +95,12 @@ class Catalog:
         query = select_adapters(self._base).order_by(adapters.c.name).limit(limit)
         if after is not None:
             query = query.where(adapters.c.name > after)
-        with self._begin() as connection:
+        with self._database.read() as connection:
             return tuple(adapter_record(row) for row in connection.execute(query))
 
     def check(self) -> tuple[str, ...]:
         """Recounts what must be true, by AssertionError; the digests of all bases' versions."""
-        with self._begin() as connection:
+        with self._database.read() as connection:
             owned: dict[int, dict[int, int]] = {}  # adapter id → version number → version id
             digests: set[str] = set()
             for row in connection.execute(select(versions).order_by(versions.c.number)):
@@ -157,19 +122,9 @@ class Catalog:
         return tuple(sorted(digests))
 
     def _first(self, condition: Any, name: str) -> VersionRecord | None:
-        with self._begin() as connection:
+        with self._database.read() as connection:
             row = connection.execute(select_versions(self._base, name).where(condition)).first()
         return version_record(row) if row else None
-
-    @contextmanager
-    def _begin(self, *, write: bool = False) -> Iterator[Connection]:
-        try:
-            with self._engine.connect() as connection:
-                connection = connection.execution_options(adapterd_write=write)
-                with connection.begin():
-                    yield connection
-        except UNREACHABLE as away:
-            raise unreachable(self._engine.url, away) from away
 
 
 class CatalogWriter:
@@ -266,33 +221,6 @@ class CatalogWriter:
         values = {"base": self._base, "name": name, "owner": owner, "created_at": now}
         insert = adapters.insert().values(values).returning(adapters.c.id)
         return self._connection.execute(insert).scalar_one()
-
-
-def _engine(url: URL | str) -> Engine:
-    url = catalog_url(url)
-    if url.get_backend_name() == "postgresql":
-        return postgresql_engine(url, busy_timeout_ms=BUSY_TIMEOUT_MS)
-    engine = create_engine(url)
-    event.listen(engine, "connect", _configure_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _configure_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # we say BEGIN ourselves: sqlite3 would only say DEFERRED
-    for pragma in (
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
-        "journal_mode=DELETE",
-        "synchronous=EXTRA",
-        "foreign_keys=ON",
-    ):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    """IMMEDIATE for writes: the lock is taken before the first read, so two never deadlock."""
-    write = connection.get_execution_options().get("adapterd_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
 def _adapter(connection: Connection, base: str, name: str) -> AdapterRecord | None:

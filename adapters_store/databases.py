@@ -1,7 +1,7 @@
 """Which databases a catalog may be in, and what is PostgreSQL's own: locks, isolation, errors.
 
 Here: catalog_url, postgresql_engine, what a database's errors mean. Not here: tables, queries,
-SQLite's settings (catalog.py).
+SQLite's settings (database.py).
 
 A write transaction takes one advisory lock first, so that no two overlap, whichever process or
 machine they are in, and runs READ COMMITTED: under anything stricter its snapshot would be the

@@ -14,7 +14,9 @@ AdapterdError
 ├── NotFound                    no such route or object
 │   ├── ModelNotFound           a completion named an adapter or model that is not there
 │   ├── AdapterNotFound         an adapter route named an adapter that is not there
-│   └── AliasNotFound           the adapter is there, but has no such alias
+│   ├── AliasNotFound           the adapter is there, but has no such alias
+│   ├── FileNotKept             no uploaded file has this id
+│   └── JobNotFound             no fine-tuning job has this id
 ├── Conflict                    the state forbids it
 │   ├── NameReserved            the name belongs to the base model
 │   ├── AliasMoved              an alias does not mean what the caller expected it to
@@ -129,6 +131,18 @@ class AliasNotFound(NotFound):
     """The adapter is there, but has no alias of this tag."""
 
     code = "alias_not_found"
+
+
+class FileNotKept(NotFound):
+    """No uploaded file has this id, or it has been deleted."""
+
+    code = "file_not_found"
+
+
+class JobNotFound(NotFound):
+    """No fine-tuning job of this base has this id."""
+
+    code = "job_not_found"
 
 
 class Conflict(AdapterdError):

@@ -12,54 +12,21 @@ first and the config last, and removed the other way round: where a config is, e
 import json
 import logging
 import shutil
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
-
-from fsspec.core import split_protocol, url_to_fs
 
 from adapters_store.blob_cache import BlobCache
 from adapters_store.blobs import DIGEST, no_version, place_of
 from adapters_store.content import AdapterContent
 from adapters_store.errors import StoreCorrupt, Unavailable
 from adapters_store.package import CONFIG_NAME, WEIGHTS_NAME, load_package, package_digest
-from adapters_store.urls import without_secrets
+from adapters_store.remote_place import RemotePlace
 
 STORE_NAME = "adapterd-store.json"
 FETCHES = 2  # a download that does not match its digest is tried once more
-CHUNK_BYTES = 8 << 20  # of an upload or download in parts; some are in memory at once
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """What a kind of filesystem is told beyond the URL."""
-
-    filesystem: Mapping[str, Any] = field(default_factory=dict)
-    upload: Mapping[str, Any] = field(default_factory=dict)  # of `put_file`
-    tries: int | None = None  # s3fs', of each call
-
-
-# Without these an endpoint that is down is asked for more than a minute before s3fs says so, and an
-# upload holds up to half a gigabyte in memory. Address and keys: AWS_ENDPOINT_URL, AWS_… as usual.
-_S3 = _Options(
-    filesystem={
-        "default_block_size": CHUNK_BYTES,
-        "max_concurrency": 4,
-        "config_kwargs": {
-            "connect_timeout": 3,
-            "read_timeout": 10,
-            "retries": {"mode": "standard", "total_max_attempts": 2},
-        },
-    },
-    upload={"chunksize": CHUNK_BYTES},
-    tries=2,
-)
-_OPTIONS = {"s3": _S3, "s3a": _S3}
 
 
 class RemoteBlobs:
@@ -73,29 +40,8 @@ class RemoteBlobs:
 
     def __init__(self, url: str, cache: BlobCache) -> None:
         """Asks nothing of the store yet. Raises ValueError if nothing installed takes the URL."""
-        self._name = without_secrets(url)
         self._cache = cache
-        options = _OPTIONS.get(split_protocol(url)[0] or "", _Options())
-        filesystem: Any  # each has more than fsspec's own class says
-        try:
-            filesystem, root = url_to_fs(url, skip_instance_cache=True, **options.filesystem)
-        except (ImportError, ValueError) as unknown:
-            raise ValueError(
-                f"the store {self._name} cannot be opened: {without_secrets(str(unknown))}. "
-                "For s3:// install adapterd[s3]"
-            ) from None
-        filesystem.dircache.use_listings_cache = False  # other replicas write, too
-        if options.tries is not None:
-            filesystem.retries = options.tries
-        self._filesystem = filesystem
-        self._root = root.rstrip("/")
-        self._upload = options.upload
-        self._away: str | None = None  # what the last call that failed said, until one succeeds
-        self._asking_again = threading.Lock()
-        # fsspec's asynchronous filesystems take calls from any thread, the others promise nothing.
-        self._turn: AbstractContextManager[Any] = (
-            nullcontext() if filesystem.async_impl else threading.Lock()
-        )
+        self._place = RemotePlace(url, marker=STORE_NAME)
 
     def close(self) -> None:
         """Gives up staging; versions and copies stay."""
@@ -103,15 +49,14 @@ class RemoteBlobs:
 
     def found(self) -> None:
         """Makes the URL a store, unless it is one. Raises Unavailable."""
-        with self._asking(), self._cache.staging() as staging:
-            if not self._filesystem.exists(self._key(STORE_NAME)):
+        with self._cache.staging() as staging:
+            if not self._place.has(STORE_NAME):
                 (staging / STORE_NAME).write_text(json.dumps({"layout": 1}) + "\n")
-                self._filesystem.put_file(str(staging / STORE_NAME), self._key(STORE_NAME))
+                self._place.put(STORE_NAME, staging / STORE_NAME)
 
     def probe(self) -> None:
         """Raises Unavailable unless the store answers, and is one."""
-        with self._asking():
-            self._filesystem.info(self._key(STORE_NAME))
+        self._place.probe()
 
     def staging(self) -> AbstractContextManager[Path]:
         """A new folder on this machine's disk, removed afterwards with what is left in it."""
@@ -124,11 +69,9 @@ class RemoteBlobs:
         uploading again is the remedy StoreCorrupt has. The bytes are the same, so no reader minds.
         """
         place = place_of(digest)
-        self._refuse_while_away()
-        with self._asking():
-            for name in (WEIGHTS_NAME, CONFIG_NAME):
-                target = self._key(f"{place}/{name}")
-                self._filesystem.put_file(str(package / name), target, **self._upload)
+        self._place.refuse_while_away()
+        for name in (WEIGHTS_NAME, CONFIG_NAME):
+            self._place.put(f"{place}/{name}", package / name)
 
     def put(self, digest: str, package: Path) -> None:
         """Sees that the package is there, uploading it if not, and keeps it as a copy.
@@ -136,13 +79,8 @@ class RemoteBlobs:
         Raises Unavailable.
         """
         place = place_of(digest)
-        self._refuse_while_away()
-        with self._asking():
-            there = [
-                self._filesystem.exists(self._key(f"{place}/{name}"))
-                for name in (WEIGHTS_NAME, CONFIG_NAME)
-            ]
-        if not all(there):
+        self._place.refuse_while_away()
+        if not all(self._place.has(f"{place}/{name}") for name in (WEIGHTS_NAME, CONFIG_NAME)):
             self.put_ahead(digest, package)
         self._cache.put(digest, package)
 
@@ -155,17 +93,16 @@ class RemoteBlobs:
         place = place_of(digest)
         self._cache.delete(digest)
         try:
-            self._refuse_while_away()
+            self._place.refuse_while_away()
             for name in (CONFIG_NAME, WEIGHTS_NAME):
-                self._remove(self._key(f"{place}/{name}"))
+                self._place.remove(f"{place}/{name}")
         except Unavailable as away:
             logger.warning("files of the deleted version %s stay: %s", digest, away.message)
 
     def digests(self) -> Iterator[str]:
         """Of all versions at rest, half-written ones too; some may come or go meanwhile."""
-        self._refuse_while_away()
-        with self._asking():
-            keys = self._filesystem.find(self._key("sha256"))
+        self._place.refuse_while_away()
+        keys = self._place.keys("sha256")
         yield from filter(DIGEST.fullmatch, {Path(key).parent.name for key in keys})
 
     def read(self, digest: str) -> AdapterContent:
@@ -196,7 +133,7 @@ class RemoteBlobs:
     @contextmanager
     def _fetched(self, digest: str) -> Iterator[Path]:
         """The version's files in staging, checked."""
-        self._refuse_while_away()
+        self._place.refuse_while_away()
         with self._cache.staging() as staging:
             package = staging / digest
             for left in reversed(range(FETCHES)):
@@ -214,62 +151,13 @@ class RemoteBlobs:
         """Raises AdapterNotFound, StoreCorrupt, Unavailable."""
         place = place_of(digest)
         package.mkdir()
-        if not self._get(f"{place}/{CONFIG_NAME}", package / CONFIG_NAME):
+        if not self._place.get(f"{place}/{CONFIG_NAME}", package / CONFIG_NAME):
             self.probe()  # a bucket that is gone has no objects either
             raise no_version(digest)
-        if not self._get(f"{place}/{WEIGHTS_NAME}", package / WEIGHTS_NAME):
-            if self._get(f"{place}/{CONFIG_NAME}", package / CONFIG_NAME):
+        if not self._place.get(f"{place}/{WEIGHTS_NAME}", package / WEIGHTS_NAME):
+            if self._place.get(f"{place}/{CONFIG_NAME}", package / CONFIG_NAME):
                 raise StoreCorrupt(f"stored version {digest} lacks a file")
             raise no_version(digest)  # deleted between the two
         found = package_digest(package)
         if found != digest:
             raise StoreCorrupt(f"stored version {digest} now has the digest {found}")
-
-    def _get(self, key: str, target: Path) -> bool:
-        """Downloads one object; False if it is not there."""
-        with self._asking():
-            try:
-                self._filesystem.get_file(self._key(key), str(target))
-            except FileNotFoundError:
-                return False
-        return True
-
-    def _remove(self, key: str) -> None:
-        with self._asking(), suppress(FileNotFoundError):
-            self._filesystem.rm_file(key)
-
-    def _key(self, name: str) -> str:
-        return f"{self._root}/{name}"
-
-    def _refuse_while_away(self) -> None:
-        """Raises Unavailable if the last call failed, unless the store is found to be back.
-
-        One thread at a time finds that out, and the others are told at once: a store that does not
-        even refuse is given up after 40 seconds, and threads that wait for it are not there
-        for the adapters whose copies are at hand.
-        """
-        away = self._away
-        if away is None:
-            return
-        if not self._asking_again.acquire(blocking=False):
-            raise Unavailable(away)
-        try:
-            self.probe()
-        finally:
-            self._asking_again.release()
-
-    @contextmanager
-    def _asking(self) -> Iterator[None]:
-        """For calls of the filesystem. Whatever they raise means that the store cannot answer.
-
-        Each of fsspec's filesystems has errors of its own, from OSError to its HTTP client's, so
-        none can be listed; an object that is not there is dealt with inside.
-        """
-        try:
-            with self._turn:
-                yield
-        except Exception as fault:
-            reason = without_secrets(str(fault)) or type(fault).__name__
-            self._away = f"the store at {self._name} cannot answer now: {reason}"
-            raise Unavailable(self._away) from fault
-        self._away = None

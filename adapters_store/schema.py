@@ -15,6 +15,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     UniqueConstraint,
 )
 
@@ -90,4 +91,48 @@ alias_moves = Table(
     Column("canary_digest", String(64)),
     Column("canary_weight", Float),
     Column("moved_at", BigInteger, nullable=False),  # Unix seconds
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(63), primary_key=True),  # "file-" and hex digits
+    Column("owner", String(255), nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("purpose", String(31), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created_at", BigInteger, nullable=False, index=True),  # Unix seconds
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(63), primary_key=True),  # "ftjob-" and hex digits
+    Column("base", String(255), nullable=False),
+    Column("owner", String(255), nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("status", String(15), nullable=False, index=True),
+    Column("wish", String(15), nullable=False, server_default=""),  # "", "pause", "cancel"
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("error", Text),
+    Column("result", JSON),
+    Column("created_at", BigInteger, nullable=False, index=True),  # Unix seconds, as the next two
+    Column("started_at", BigInteger),
+    Column("finished_at", BigInteger),
+    Column("fence", Integer, nullable=False, server_default="0"),  # rises with every claim
+    Column("worker", String(255)),  # who has the job; NULL unless it is running
+    Column("lease_until", Float),  # Unix seconds
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("level", String(15), nullable=False),  # "info", "warn", "error"
+    Column("message", Text, nullable=False),
+    Column("data", JSON),
+    Column("created_at", BigInteger, nullable=False),  # Unix seconds
+    sqlite_autoincrement=True,  # a page of events that follows one never misses any
 )

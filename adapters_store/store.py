@@ -27,6 +27,7 @@ from adapters_store.blob_place import BlobPlace
 from adapters_store.catalog import AdapterRecord, Catalog, VersionRecord
 from adapters_store.checks import check_tensors
 from adapters_store.content import AdapterFacts, Check
+from adapters_store.database import Database
 from adapters_store.errors import (
     AdapterdError,
     AdapterNotFound,
@@ -37,6 +38,7 @@ from adapters_store.errors import (
     Unavailable,
     VersionInUse,
 )
+from adapters_store.files import FileShelf
 from adapters_store.members import DEFAULT_LIMITS, UploadedFile, UploadLimits
 from adapters_store.package import load_package, sync_folder, write_package
 from adapters_store.package_zip import write_package_zip
@@ -95,11 +97,13 @@ class AdapterStore:
         sync_folder(data_dir)
         default = URL.create("sqlite", database=str(data_dir / "catalog.sqlite3"))
         try:
-            self._catalog = Catalog(catalog or default, base=base_name)
+            database = Database(catalog or default)
         except BaseException:
             self._blobs.close()
             raise
+        self._catalog = Catalog(database, base=base_name)
         self.aliases = AliasBook(self._catalog)
+        self.files = FileShelf(database, self._place.objects(), self._blobs.staging)
 
     @property
     def blob_root(self) -> Path:

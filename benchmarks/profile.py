@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -109,7 +109,9 @@ def profile(job: Job, measured: Floor) -> Profile:
     """Raises NothingNative."""
     workload = read(Path(job.work), job.scenario)
     source = FolderSource(workload.adapters)
-    engine = Engine(engine_config(job, workload), source)
+    # Prompts fill their steps: sized by time, the last could begin after the first has ended.
+    config = replace(engine_config(job, workload), max_prefill_slowdown=None)
+    engine = Engine(config, source)
     try:
         layers = _native_layers(engine)
         digests = [None if name is None else source.digests[name] for name in workload.names]

@@ -23,6 +23,7 @@ from server.engine.messages import GenerationRequest, Stats, TokenEvent
 
 OTHER = "other"  # the adapters that came after the label was full
 MAX_NAMES = 10_000  # digests whose adapter's name is remembered, for the labels of residency
+MAX_NAMES_OF_ONE = 16  # of those that share their content
 Outcome = Literal["done", "abort", "error"]
 
 # vLLM's own buckets, so that its board's heat maps line up.
@@ -56,20 +57,28 @@ class EngineGauges(Protocol):
 
 
 class AdapterNames:
-    """Digest → adapter's name, learned as requests name them; the oldest are forgotten."""
+    """Digest → adapters' names, learned as requests name them; the oldest are forgotten."""
 
     def __init__(self) -> None:
-        self._names: OrderedDict[str, str] = OrderedDict()
+        self._names: OrderedDict[str, list[str]] = OrderedDict()  # each, the latest named last
 
     def learn(self, digest: str, name: str) -> None:
-        self._names[digest] = name
+        names = self._names.setdefault(digest, [])
+        if name in names:
+            names.remove(name)
+        names.append(name)
+        del names[:-MAX_NAMES_OF_ONE]
         self._names.move_to_end(digest)
         if len(self._names) > MAX_NAMES:
             self._names.popitem(last=False)
 
     def of(self, digest: str) -> str:
         """The name, or the digest's beginning for one loaded before this process knew it."""
-        return self._names.get(digest, digest[:12])
+        return self.all(digest)[-1]
+
+    def all(self, digest: str) -> Sequence[str]:
+        """Several where adapters have the same content."""
+        return self._names.get(digest) or (digest[:12],)
 
 
 class AdapterLabels:
@@ -370,7 +379,7 @@ class EngineCollector(Collector):
             "vllm:lora_requests_info", "Resident and awaited adapters; Unix time.", labels=labels
         )
         running, waiting = (
-            ",".join(sorted({self._names.of(digest) for digest in digests}))
+            ",".join(sorted({name for digest in digests for name in self._names.all(digest)}))
             for digests in (stats.running_adapters, stats.waiting_adapters)
         )
         gauge.add_metric((str(self._max_resident), running, waiting), time.time())
@@ -382,8 +391,9 @@ class EngineCollector(Collector):
             "vllm:lora_adapter_loaded", "1 for an adapter in memory, by tier.", labels=labels
         )
         rows = {
-            (self._names.of(digest), level, str(digest in stats.pinned).lower())
+            (name, level, str(digest in stats.pinned).lower())
             for digest, level in stats.residency.items()
+            for name in self._names.all(digest)
         }
         for name, level, pinned in sorted(rows):
             gauge.add_metric((self._model_name, name, level, pinned), 1)

@@ -24,6 +24,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
         "server.api",
         "adapters_store.store",
         "adapters_store.catalog",
+        "adapters_store.database",
         "adapters_store.databases",
     ),
     "server.metrics": ("server.api", "server.adapters", "server.kernels"),

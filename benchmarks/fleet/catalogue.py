@@ -13,6 +13,7 @@ from benchmarks.fleet.files import name_of
 from benchmarks.own_server import own_server
 
 CALLS = 500
+SETTLED_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,17 @@ def standing(name: str, base: Path, adapters: int, *options: str) -> Standing:
     with own_server(base, *options) as server:
         start_s = time.perf_counter() - began
         api = psutil.Process(server.pid)
-        engine = sum(child.memory_info().rss for child in api.children(recursive=True))
+        engine = _settled(lambda: sum(c.memory_info().rss for c in api.children(recursive=True)))
         return Standing(name, adapters, start_s, api.memory_info().rss / 2**20, engine / 2**20)
+
+
+def _settled(size: Callable[[], int]) -> int:
+    """Once it grows no more: a server gets its KV cache's memory in the background."""
+    before, now = -1, size()
+    while now > before:
+        time.sleep(SETTLED_S)
+        before, now = now, size()
+    return now
 
 
 def calls(url: str, adapters: int) -> list[Call]:

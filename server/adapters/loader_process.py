@@ -25,6 +25,9 @@ from server.child_process import start_module
 
 LENGTH = struct.Struct("!I")  # of the msgpack that follows
 
+LOAD_DEADLINE_S = 300.0
+"""For one adapter: a place that hangs would hold a thread of the worker for good."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,6 +42,7 @@ class Begin:
     modules: dict[str, LinearShape]
     limits: SlotLimits
     dtype: str
+    deadline_s: float  # for one load
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,13 @@ def sendable() -> bool:
 class LoaderProcess:
     """Starts a worker at once, so that it is up when the base is, and another if it dies.
 
-    Must stay true: every future ends while this is open. A dead worker's loads fail, no others.
+    Must stay true: every future ends while this is open. A dead worker's loads fail, no others; one
+    that a load holds for longer than `deadline_s` ends itself.
     """
 
-    def __init__(self, place: BlobPlace) -> None:
+    def __init__(self, place: BlobPlace, *, deadline_s: float = LOAD_DEADLINE_S) -> None:
         self._place = place
+        self._deadline_s = deadline_s
         self._begin: bytes | None = None
         self._worker = _Worker()
 
@@ -83,6 +89,7 @@ class LoaderProcess:
                 dict(base.modules),
                 target.limits,
                 str(target.dtype).removeprefix("torch."),
+                self._deadline_s,
             )
         )
         self._worker.send(self._begin)

@@ -19,12 +19,13 @@ import msgspec
 import torch
 
 from adapters_store.content import AdapterSource, BaseModel
-from adapters_store.errors import AdapterdError, AdapterLoadFailed
+from adapters_store.errors import AdapterdError, AdapterLoadFailed, Unavailable
 from server.adapters.loader_process import LENGTH, Begin, Reply
 from server.adapters.loading import LOADER_THREADS, LoadTarget, load
 from server.adapters.shared_memory import share
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+OVERDUE = 3  # exit status: a load took too long
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def main(descriptor: int) -> None:
     begin = msgspec.msgpack.decode(_next(stream), type=Begin)
     base = BaseModel(begin.base, begin.base_digest, begin.architecture, begin.modules)
     target = LoadTarget(base, begin.limits, getattr(torch, begin.dtype))
-    worker = _Worker(sock, begin.place.reader(), target)
+    worker = _Worker(sock, begin.place.reader(), target, begin.deadline_s)
     gc.freeze()  # else a load waits now and then until all that was imported is looked at
     threads = ThreadPoolExecutor(LOADER_THREADS)
     while True:
@@ -56,13 +57,25 @@ def main(descriptor: int) -> None:
 class _Worker:
     """Loads from several threads; sends one reply at a time."""
 
-    def __init__(self, sock: socket.socket, source: AdapterSource, target: LoadTarget) -> None:
+    def __init__(
+        self, sock: socket.socket, source: AdapterSource, target: LoadTarget, deadline_s: float
+    ) -> None:
         self._socket = sock
         self._source = source
         self._target = target
+        self._deadline_s = deadline_s
         self._sending = threading.Lock()
 
     def load(self, digest: str) -> None:
+        deadline = threading.Timer(self._deadline_s, self._give_up, (digest,))
+        deadline.daemon = True
+        deadline.start()
+        try:
+            self._load(digest)
+        finally:
+            deadline.cancel()
+
+    def _load(self, digest: str) -> None:
         try:
             loaded = load(self._source, digest, self._target)
             handle, described_at = share(loaded.adapter)
@@ -75,6 +88,16 @@ class _Worker:
         else:
             self._send(Reply(digest, described_at, loaded.load_s), handle)
             os.close(handle)
+
+    def _give_up(self, digest: str) -> None:
+        """Ends the process: nothing else ends a read of a mount that hangs."""
+        message = (
+            f"adapter {digest[:12]} could not be read within {self._deadline_s:.0f} seconds: the "
+            "place that holds it may hang"
+        )
+        logger.error("%s; loading starts afresh", message)
+        self._send(Reply(digest, error=Unavailable.code, message=message))
+        os._exit(OVERDUE)
 
     def _send(self, reply: Reply, *handles: int) -> None:
         body = msgspec.msgpack.encode(reply)

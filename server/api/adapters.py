@@ -6,14 +6,11 @@ it rests, which sources may be read. Names of parts only label them: they are no
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import aclosing
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from adapters_store.catalog import AdapterRecord, VersionRecord
@@ -23,20 +20,17 @@ from adapters_store.store import Published, UploadedFile
 from server.api.aliases import alias_object
 from server.api.bodies import (
     content_type,
-    limited,
     read_json,
     read_optional_json,
-    require_content_type,
 )
+from server.api.downloads import file_chunks
+from server.api.forms import read_form
 from server.api.loading import LoadBody, load, unload, unpin_all
 from server.api.lost_files import loading
 from server.api.schemas import StrictBody
 from server.api.services import AnyTime, Services, WhileOpen
 from server.engine.messages import SlotLevel
 
-MAX_FIELD_BYTES = 4096
-MAX_FIELDS = 8
-CHUNK_BYTES = 1 << 20
 MAX_TTL_S = 366 * 24 * 3600  # of a pin
 
 Json = dict[str, Any]
@@ -91,7 +85,7 @@ async def upload(request: Request, services: WhileOpen) -> Response:
 
 async def _publish_form(request: Request, services: Services) -> Published:
     base = services.base_model()
-    form = await _read_form(request, services)
+    form = await read_form(request, services.limits)
     try:
         name, files, promote = _fields(form)
 
@@ -104,24 +98,6 @@ async def _publish_form(request: Request, services: Services) -> Published:
             )
     finally:
         await form.close()
-
-
-async def _read_form(request: Request, services: Services) -> FormData:
-    """The parts; files spooled to disk as they arrive. Raises TooLarge, InvalidRequest."""
-    require_content_type(request, "multipart/form-data")
-    limits = services.limits
-    async with aclosing(limited(request, max_bytes=limits.max_upload_bytes)) as stream:
-        parser = MultiPartParser(
-            request.headers,
-            stream,
-            max_files=limits.max_upload_files,
-            max_fields=MAX_FIELDS,
-            max_part_size=MAX_FIELD_BYTES,
-        )
-        try:
-            return await parser.parse()
-        except MultiPartException as error:
-            raise InvalidRequest(f"multipart body: {error.message}") from None
 
 
 def _fields(form: FormData) -> tuple[str, list[UploadedFile], bool]:
@@ -213,13 +189,7 @@ async def download(name: str, services: AnyTime) -> Response:
         "content-disposition": f'attachment; filename="{version.name}-{version.number}.zip"',
         "x-adapterd-adapter-version": version.digest,
     }
-    return StreamingResponse(_chunks(out), headers=headers, media_type="application/zip")
-
-
-async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
-    with file:
-        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-            yield chunk
+    return StreamingResponse(file_chunks(out), headers=headers, media_type="application/zip")
 
 
 async def prefetch(name: str, request: Request, services: WhileOpen) -> Json:

@@ -43,6 +43,8 @@ STATUS: dict[type[AdapterdError], tuple[int, str]] = {
     errors.ModelNotFound: (404, "invalid_request_error"),
     errors.AdapterNotFound: (404, "invalid_request_error"),
     errors.AliasNotFound: (404, "invalid_request_error"),
+    errors.FileNotKept: (404, "invalid_request_error"),
+    errors.JobNotFound: (404, "invalid_request_error"),
     errors.Conflict: (409, "invalid_request_error"),
     errors.NameReserved: (409, "invalid_request_error"),
     errors.AliasMoved: (409, "invalid_request_error"),

@@ -6,6 +6,7 @@ import pytest
 
 from adapters_store.catalog import Catalog
 from adapters_store.content import AdapterFacts
+from adapters_store.database import Database
 from adapters_store.errors import StoreCorrupt
 
 FACTS = AdapterFacts("lora", 8, ("k_proj", "q_proj"), 1234, {"matched": 4, "norms": [0.5]})
@@ -27,7 +28,7 @@ on_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 
 @pytest.fixture
 def catalog(url):
-    opened = Catalog(url, base="demo")
+    opened = Catalog(Database(url), base="demo")
     yield opened
     opened.close()
 
@@ -43,7 +44,7 @@ def test_records_come_back_as_they_went_in(catalog, url):
     second = add(catalog, "b", 2, owner="me")
     add(catalog, "a", 1)
     assert (first.number, second.number) == (1, 2)
-    again = Catalog(url, base="demo")
+    again = Catalog(Database(url), base="demo")
     assert again.versions("b") == (first, second)
     assert again.version("b", 1) == first
     record = again.adapter("b")
@@ -61,7 +62,7 @@ def test_a_file_that_is_no_database(url, tmp_path):
     path = tmp_path / "catalog.sqlite3"
     path.write_bytes(b"no database" * 100)
     with pytest.raises(StoreCorrupt, match="not a database") as refused:
-        Catalog(url, base="demo")
+        Catalog(Database(url), base="demo")
     assert str(path) in refused.value.message
     assert path.read_bytes() == b"no database" * 100
 
@@ -96,7 +97,7 @@ def test_lists_by_name_page_by_page(catalog):
 
 
 def test_bases_do_not_see_each_other(catalog, url):
-    other = Catalog(url, base="other")
+    other = Catalog(Database(url), base="other")
     add(catalog, "a", 1)
     add(other, "a", 2)
     assert [v.digest for v in catalog.versions("a")] == [digest(1)]
@@ -115,7 +116,7 @@ def test_deleting_a_name_takes_its_rows_along(catalog):
     with catalog.write() as writer:
         assert [one.digest for one in writer.versions("a")] == [digest(1), digest(2)]
         writer.delete_adapter("a")
-    with catalog._begin() as connection:
+    with catalog._database.read() as connection:
         for table in ("adapters", "versions", "aliases", "canaries", "alias_moves"):
             assert connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar() == 0
     assert add(catalog, "a", 1).number == 1
@@ -130,7 +131,7 @@ def test_prefixes_match_at_most_twice(catalog):
 
 @on_sqlite
 def test_sqlite_runs_as_the_module_says(catalog):
-    with catalog._begin() as connection:
+    with catalog._database.read() as connection:
         settings = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
@@ -145,7 +146,7 @@ def test_sqlite_runs_as_the_module_says(catalog):
 
 def test_writers_of_two_connections_take_turns(catalog, url):
     """Each reads the last number and adds one: without turns, numbers would collide."""
-    other = Catalog(url, base="demo")
+    other = Catalog(Database(url), base="demo")
     faults: list[BaseException] = []
 
     def work(mine: Catalog, offset: int) -> None:

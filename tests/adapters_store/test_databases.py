@@ -4,9 +4,10 @@ import time
 import pytest
 from sqlalchemy import make_url
 
-from adapters_store import catalog as catalog_module
+from adapters_store import database as database_module
 from adapters_store.catalog import Catalog
 from adapters_store.content import AdapterFacts
+from adapters_store.database import Database
 from adapters_store.databases import WRITE_LOCK, catalog_url, shown
 from adapters_store.errors import Unavailable
 from tests.support.door import Door
@@ -17,7 +18,7 @@ FACTS = AdapterFacts("lora", 8, ("q_proj",), 1234)
 
 @pytest.fixture
 def catalog(postgresql_url):
-    opened = Catalog(postgresql_url, base="demo")
+    opened = Catalog(Database(postgresql_url), base="demo")
     yield opened
     opened.close()
 
@@ -57,7 +58,7 @@ def test_transactions_are_as_the_module_says(catalog):
         assert ask("SHOW lock_timeout").scalar() == "10s"
         key = "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks"
         assert ask(f"{key} WHERE locktype = 'advisory'").scalars().all() == [WRITE_LOCK]
-        with catalog._begin() as reading:
+        with catalog._database.read() as reading:
             isolation = reading.exec_driver_sql("SHOW transaction_isolation").scalar()
             assert isolation == "repeatable read"
             assert reading.exec_driver_sql("SHOW lock_timeout").scalar() == "0"
@@ -66,7 +67,7 @@ def test_transactions_are_as_the_module_says(catalog):
 def test_a_reader_sees_one_moment_and_waits_for_no_writer(catalog):
     add(catalog, 1)
     count = "SELECT count(*) FROM versions"
-    with catalog._begin() as reading:
+    with catalog._database.read() as reading:
         assert reading.exec_driver_sql(count).scalar() == 1
         assert add(catalog, 2) == 2
         assert reading.exec_driver_sql(count).scalar() == 1
@@ -74,7 +75,7 @@ def test_a_reader_sees_one_moment_and_waits_for_no_writer(catalog):
 
 
 def test_a_writer_sees_what_the_one_that_it_waited_for_has_written(catalog, postgresql_url):
-    other = Catalog(postgresql_url, base="demo")
+    other = Catalog(Database(postgresql_url), base="demo")
     numbers: list[int] = []
     with catalog.write() as writer:
         waiting = threading.Thread(target=lambda: numbers.append(add(other, 2)))
@@ -91,7 +92,7 @@ def wait_for_a_waiter(catalog: Catalog) -> None:
     waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        with catalog._begin() as connection:
+        with catalog._database.read() as connection:
             if connection.exec_driver_sql(waits).scalar():
                 return
         time.sleep(0.01)
@@ -99,8 +100,8 @@ def wait_for_a_waiter(catalog: Catalog) -> None:
 
 
 def test_a_writer_that_waits_too_long_is_told(catalog, postgresql_url, monkeypatch):
-    monkeypatch.setattr(catalog_module, "BUSY_TIMEOUT_MS", 100)
-    other = Catalog(postgresql_url, base="demo")
+    monkeypatch.setattr(database_module, "BUSY_TIMEOUT_MS", 100)
+    other = Catalog(Database(postgresql_url), base="demo")
     with catalog.write(), pytest.raises(Unavailable, match="lock timeout"):
         add(other, 1)
     assert add(other, 1) == 1
@@ -111,7 +112,7 @@ def test_two_that_start_at_once_make_the_tables_once(postgresql_url):
     opened: list[Catalog] = []
 
     def start() -> None:
-        opened.append(Catalog(postgresql_url, base="demo"))
+        opened.append(Catalog(Database(postgresql_url), base="demo"))
 
     threads = [threading.Thread(target=start) for _ in range(4)]
     for thread in threads:
@@ -129,7 +130,7 @@ def test_while_the_database_is_away_it_is_unavailable_and_then_works_again(
 ):
     database = make_url(postgresql_url).database or ""
     with Door(postgresql.port) as door:
-        catalog = Catalog(postgresql.url(database, port=door.port), base="demo")
+        catalog = Catalog(Database(postgresql.url(database, port=door.port)), base="demo")
         add(catalog, 1)
         door.shut()
         for refused in (lambda: catalog.adapter("a"), lambda: add(catalog, 2)):
@@ -146,7 +147,7 @@ def test_while_the_database_is_away_it_is_unavailable_and_then_works_again(
 def test_a_connection_lost_within_a_write_leaves_nothing(postgresql, postgresql_url):
     database = make_url(postgresql_url).database or ""
     with Door(postgresql.port) as door:
-        catalog = Catalog(postgresql.url(database, port=door.port), base="demo")
+        catalog = Catalog(Database(postgresql.url(database, port=door.port)), base="demo")
 
         def lose_it() -> None:
             with catalog.write() as writer:
@@ -172,7 +173,7 @@ def test_a_connection_lost_within_a_write_leaves_nothing(postgresql, postgresql_
 def test_a_database_that_cannot_be_had_is_told_without_the_password(postgresql_url, change, says):
     url = make_url(postgresql_url).set(**change)
     with pytest.raises(Unavailable, match=says) as away:
-        Catalog(url, base="demo")
+        Catalog(Database(url), base="demo")
     assert_no_password(away.value.message)
     assert "wrong" not in away.value.message
 
@@ -182,7 +183,7 @@ def test_a_user_who_may_make_no_tables_is_told(postgresql, postgresql_url):
     make_reader = "CREATE ROLE reader LOGIN PASSWORD 'x'; GRANT USAGE ON SCHEMA public TO reader"
     postgresql.run(make_reader, url.database or "")
     with pytest.raises(Unavailable, match=r"permission denied.*make tables"):
-        Catalog(url.set(username="reader", password="x"), base="demo")
+        Catalog(Database(url.set(username="reader", password="x")), base="demo")
 
 
 def test_a_url_is_shown_without_secrets(postgresql_url):

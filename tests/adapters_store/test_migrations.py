@@ -6,6 +6,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
 from adapters_store.catalog import Catalog
+from adapters_store.database import Database
 from adapters_store.errors import StoreCorrupt
 from adapters_store.schema import metadata
 
@@ -37,7 +38,7 @@ def path(tmp_path):
 
 
 def test_the_migrations_end_at_the_tables_that_the_queries_use(path):
-    Catalog(f"sqlite:///{path}", base="demo").close()
+    Catalog(Database(f"sqlite:///{path}"), base="demo").close()
     with create_engine(f"sqlite:///{path}").connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
@@ -47,7 +48,7 @@ def test_a_catalog_from_before_there_were_migrations_keeps_all_it_has(path):
     with sqlite3.connect(path) as raw:
         raw.executescript(FIRST)
     raw.close()
-    catalog = Catalog(f"sqlite:///{path}", base="demo")
+    catalog = Catalog(Database(f"sqlite:///{path}"), base="demo")
     catalog.check()
     record = catalog.adapter("a")
     assert record is not None
@@ -66,13 +67,13 @@ def test_a_catalog_from_before_there_were_migrations_keeps_all_it_has(path):
 
 def test_opening_again_changes_nothing(path):
     for _ in range(2):
-        Catalog(f"sqlite:///{path}", base="demo").close()
+        Catalog(Database(f"sqlite:///{path}"), base="demo").close()
 
 
 def test_a_catalog_of_a_later_program_is_left_alone(path):
-    Catalog(f"sqlite:///{path}", base="demo").close()
+    Catalog(Database(f"sqlite:///{path}"), base="demo").close()
     with sqlite3.connect(path) as raw:
         raw.execute("UPDATE alembic_version SET version_num = '9999'")
     raw.close()
     with pytest.raises(StoreCorrupt, match="newer adapterd"):
-        Catalog(f"sqlite:///{path}", base="demo")
+        Catalog(Database(f"sqlite:///{path}"), base="demo")

@@ -11,7 +11,8 @@ from safetensors.torch import save
 from adapters_store.blob_place import BlobPlace
 from adapters_store.errors import AdapterNotFound, StoreCorrupt, Unavailable
 from adapters_store.package import CONFIG_NAME, WEIGHTS_NAME, write_package
-from adapters_store.remote_blobs import CHUNK_BYTES, STORE_NAME
+from adapters_store.remote_blobs import STORE_NAME
+from adapters_store.remote_place import CHUNK_BYTES
 from tests.adapters_store.builders import folder, put
 from tests.adapters_store.homes import Objects, elsewhere, reader_elsewhere
 from tests.support.door import Door
@@ -46,7 +47,7 @@ def test_a_half_written_version_is_absent(blobs, place):
 
 def test_the_weights_are_up_before_the_config_and_gone_after_it(blobs, place):
     seen: list[tuple[str, str]] = []
-    filesystem = blobs._filesystem
+    filesystem = blobs._place.filesystem
 
     def noting(what, call):
         def noted(*args, **kwargs):

@@ -119,6 +119,8 @@ def test_gauges_are_read_at_the_scrape():
     metrics = make(engine)
     metrics.learn_name("d1", "sql")
     metrics.learn_name("d2", "dates")
+    for name in ("days", "dates"):  # the same content by another name
+        metrics.learn_name("d2", name)
     engine.stats = Stats(
         running=3,
         waiting=2,
@@ -139,7 +141,7 @@ def test_gauges_are_read_at_the_scrape():
     assert labels == {
         "max_lora": "4",
         "running_lora_adapters": "ffffffffffff,sql",
-        "waiting_lora_adapters": "dates",
+        "waiting_lora_adapters": "dates,days",
     }
     assert abs(at - time.time()) < 10
     loaded = {
@@ -150,6 +152,7 @@ def test_gauges_are_read_at_the_scrape():
     assert loaded == {
         ("sql", "slot", "true"): 1,
         ("dates", "host", "false"): 1,
+        ("days", "host", "false"): 1,
         ("f" * 12, "slot", "false"): 1,
     }
     assert value(metrics, "adapterd_slots_pinned") == 1

@@ -140,6 +140,24 @@ def test_killed_it_fails_what_it_had_and_the_next_load_starts_another(
     assert process(fresh).pid != before.pid
 
 
+def test_a_read_that_hangs_ends_in_time_and_loading_goes_on(
+    place: BlobPlace, blobs: OwnedBlobs
+) -> None:
+    good, hung = put(blobs, 13.0), put(blobs, 14.0)
+    weights = next(Path(place.url).glob(f"sha256/*/{hung}/{WEIGHTS_NAME}"))
+    weights.unlink()
+    os.mkfifo(weights)  # nobody will ever write to it
+    loader = LoaderProcess(place, deadline_s=1.0).open(TARGET)
+    try:
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="within 1 seconds: the place that holds it"):
+                loader.load(hung).result(SECONDS)
+            until(lambda: loader._worker._over)
+            assert loader.load(good).result(SECONDS).digest == good
+    finally:
+        loader.close()
+
+
 def test_signals_to_the_group_do_not_end_it_and_closing_does(
     fresh: LoaderProcess, blobs: OwnedBlobs
 ) -> None:

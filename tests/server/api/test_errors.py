@@ -24,6 +24,8 @@ EXPECTED = {
     "model_not_found": 404,
     "adapter_not_found": 404,
     "alias_not_found": 404,
+    "file_not_found": 404,
+    "job_not_found": 404,
     "conflict": 409,
     "name_reserved": 409,
     "alias_moved": 409,

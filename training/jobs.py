@@ -1,0 +1,330 @@
+"""Fine-tuning jobs as rows, and who may work on one: fenced leases that expire.
+
+Here: JobBook (what clients do), JobQueue (what workers do), the records. Not here: what a job's
+spec says, training, HTTP.
+
+A worker holds a job by a lease: a number, the fence, that rises with every claim, and a time until
+which it is good unless it is renewed. Whatever a worker writes is written in a transaction that
+first finds the fence unchanged, so one that was stopped past its lease and wakes up changes nothing
+(Kleppmann 2016, "How to do distributed locking"). Clocks only say when others may try; that no two
+results are kept does not depend on them.
+"""
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Row, Select, and_, or_, select
+
+from adapters_store.database import Database
+from adapters_store.errors import Conflict, InvalidRequest, JobNotFound
+from adapters_store.schema import job_events, jobs
+from adapters_store.strict_json import shorten
+
+Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+Level = Literal["info", "warn", "error"]
+Wish = Literal["", "pause", "cancel"]
+
+ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
+MAX_FAILURES = 3
+"""So many, a worker's death among them, and the job has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    id: str
+    base: str
+    owner: str
+    spec: Mapping[str, Any]  # what was asked, checked
+    status: Status
+    wish: Wish  # of a running job: what its worker is to do next
+    failures: int
+    error: str | None  # the last cause, once it has failed
+    result: Mapping[str, Any] | None
+    created_at: int  # Unix seconds, as the others
+    started_at: int | None
+    finished_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    id: int  # rises with time
+    job_id: str
+    level: Level
+    message: str
+    data: Mapping[str, Any] | None
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A worker's claim on a job, to show with whatever it writes."""
+
+    job: JobRecord
+    fence: int
+
+
+class LeaseLost(Exception):
+    """Another worker has the job, or it has ended: what this one did counts for nothing."""
+
+
+class JobBook:
+    """Jobs for one base, as clients see them. Methods block; call them from threads."""
+
+    def __init__(self, database: Database, *, base: str) -> None:
+        self._database = database
+        self._base = base
+
+    def create(self, spec: Mapping[str, Any], *, owner: str = "default") -> JobRecord:
+        """Queues a job."""
+        job_id = f"ftjob-{uuid.uuid4().hex[:24]}"
+        with self._database.write() as connection:
+            connection.execute(
+                jobs.insert().values(
+                    id=job_id,
+                    base=self._base,
+                    owner=owner,
+                    spec=dict(spec),
+                    status="queued",
+                    created_at=_now(),
+                )
+            )
+            _note(connection, job_id, "The job is queued.")
+            return _get(connection, job_id, self._base)
+
+    def get(self, job_id: str) -> JobRecord:
+        """Raises JobNotFound."""
+        with self._database.read() as connection:
+            return _get(connection, job_id, self._base)
+
+    def list(self, *, limit: int, after: str | None = None) -> tuple[tuple[JobRecord, ...], bool]:
+        """Up to `limit`, the newest first, those older than the job `after`; whether more follow.
+
+        Raises InvalidRequest if there is no job `after`.
+        """
+        query = select(jobs).where(jobs.c.base == self._base)
+        query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
+        with self._database.read() as connection:
+            if after is not None:
+                try:
+                    last = _get(connection, after, self._base)
+                except JobNotFound as gone:
+                    raise InvalidRequest(gone.message, param="after") from None
+                same = and_(jobs.c.created_at == last.created_at, jobs.c.id < last.id)
+                query = query.where(or_(jobs.c.created_at < last.created_at, same))
+            found = tuple(_record(row) for row in connection.execute(query))
+        return found[:limit], len(found) > limit
+
+    def events(
+        self, job_id: str, *, limit: int, after: int | None = None
+    ) -> tuple[tuple[JobEvent, ...], bool]:
+        """Of one job, the newest first, those before the event `after`; whether more follow.
+
+        Raises JobNotFound.
+        """
+        query: Select[Any] = select(job_events).where(job_events.c.job_id == job_id)
+        if after is not None:
+            query = query.where(job_events.c.id < after)
+        query = query.order_by(job_events.c.id.desc()).limit(limit + 1)
+        with self._database.read() as connection:
+            _get(connection, job_id, self._base)
+            found = tuple(JobEvent(**row._mapping) for row in connection.execute(query))
+        return found[:limit], len(found) > limit
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """Ends a job, a running one once its worker hears of it. Raises JobNotFound, Conflict."""
+        return self._change(job_id, "cancel", {"queued": "cancelled", "paused": "cancelled"})
+
+    def pause(self, job_id: str) -> JobRecord:
+        """Keeps a job from going on until it is resumed. Raises JobNotFound, Conflict."""
+        return self._change(job_id, "pause", {"queued": "paused", "paused": "paused"})
+
+    def resume(self, job_id: str) -> JobRecord:
+        """Puts a paused job back into the queue. Raises JobNotFound, Conflict."""
+        with self._database.write() as connection:
+            job = _get(connection, job_id, self._base)
+            if job.status == "running" and job.wish == "pause":  # its worker has not stopped yet
+                _set(connection, job_id, wish="")
+            elif job.status == "paused":
+                _set(connection, job_id, status="queued")
+            else:
+                raise Conflict(f"the job {job_id} is {job.status}, not paused")
+            _note(connection, job_id, "The job goes on.")
+            return _get(connection, job_id, self._base)
+
+    def _change(self, job_id: str, wish: Wish, at_once: Mapping[Status, Status]) -> JobRecord:
+        with self._database.write() as connection:
+            job = _get(connection, job_id, self._base)
+            if job.status in ENDED:
+                raise Conflict(f"the job {job_id} is {job.status} already")
+            if job.status in at_once:
+                status = at_once[job.status]
+                ended = _now() if status in ENDED else None
+                _set(connection, job_id, status=status, finished_at=ended)
+                _note(connection, job_id, f"The job is {status}.")
+            else:
+                _set(connection, job_id, wish=wish)
+                _note(connection, job_id, f"The job's worker is asked to {wish} it.")
+            return _get(connection, job_id, self._base)
+
+
+class JobQueue:
+    """The same jobs, as workers see them. Safe from any number of processes.
+
+    True at every commit: a job has at most one fence that is good, and one that has ended has none.
+    """
+
+    def __init__(self, database: Database, *, base: str, lease_s: float = 60.0) -> None:
+        self._database = database
+        self._base = base
+        self._lease_s = lease_s
+
+    def claim(self, worker: str) -> Lease | None:
+        """The oldest job that waits, or whose worker let its lease expire, if there is one."""
+        while True:
+            with self._database.write() as connection:
+                row = connection.execute(self._due()).first()
+                if row is None:
+                    return None
+                job = _record(row)
+                if job.status == "running":
+                    cause = f"its worker {row.worker} was lost"
+                    if _failed(connection, job, cause) or _heeded(connection, job):
+                        continue
+                _set(
+                    connection,
+                    job.id,
+                    status="running",
+                    worker=worker,
+                    fence=row.fence + 1,
+                    lease_until=time.time() + self._lease_s,
+                    started_at=job.started_at or _now(),
+                )
+                _note(connection, job.id, f"Worker {worker} has taken the job.")
+                return Lease(_get(connection, job.id, self._base), row.fence + 1)
+
+    def _due(self) -> Select[Any]:
+        waits = jobs.c.status == "queued"
+        lost = and_(jobs.c.status == "running", jobs.c.lease_until < time.time())
+        query = select(jobs).where(jobs.c.base == self._base, or_(waits, lost))
+        return query.order_by(jobs.c.created_at, jobs.c.id).limit(1)
+
+    def renew(self, lease: Lease) -> Wish:
+        """Makes the lease good for its time again, and says what is wished. Raises LeaseLost."""
+        with self._database.write() as connection:
+            job = require(connection, lease)
+            _set(connection, job.id, lease_until=time.time() + self._lease_s)
+        return job.wish
+
+    def note(
+        self,
+        lease: Lease,
+        message: str,
+        *,
+        level: Level = "info",
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Adds to the job's events. Raises LeaseLost."""
+        with self._database.write() as connection:
+            require(connection, lease)
+            _note(connection, lease.job.id, message, level, data)
+
+    def heed(self, lease: Lease) -> None:
+        """Lets the job go as its wish says: paused, cancelled or queued. Raises LeaseLost."""
+        with self._database.write() as connection:
+            job = require(connection, lease)
+            if not _heeded(connection, job):
+                _release(connection, job.id, "queued")
+                _note(connection, job.id, "The job's worker has given it back.")
+
+    def fail(self, lease: Lease, cause: str, *, final: bool = False) -> None:
+        """Counts a failure; the last one that is allowed, or a `final` one, ends the job.
+
+        Raises LeaseLost.
+        """
+        with self._database.write() as connection:
+            job = require(connection, lease)
+            if not _failed(connection, job, cause, final=final):
+                _release(connection, job.id, "queued")
+
+
+def succeed(connection: Connection, lease: Lease, result: Mapping[str, Any], message: str) -> None:
+    """Ends a job well, within the transaction that keeps what came of it. Raises LeaseLost."""
+    job = require(connection, lease)
+    _release(connection, job.id, "succeeded", result=dict(result), finished_at=_now())
+    _note(connection, job.id, message, data=result)
+
+
+def require(connection: Connection, lease: Lease) -> JobRecord:
+    """The job as it is now, if the lease's fence is still good. Raises LeaseLost."""
+    query = select(jobs).where(
+        jobs.c.id == lease.job.id, jobs.c.status == "running", jobs.c.fence == lease.fence
+    )
+    row = connection.execute(query).first()
+    if row is None:
+        raise LeaseLost(f"job {lease.job.id} is no longer this worker's")
+    return _record(row)
+
+
+def _failed(connection: Connection, job: JobRecord, cause: str, *, final: bool = False) -> bool:
+    """Counts a failure of a running job; whether that has ended it."""
+    failures = job.failures + 1
+    over = final or failures >= MAX_FAILURES
+    _set(connection, job.id, failures=failures)
+    _note(connection, job.id, f"Attempt {failures} failed: {cause}", "error" if over else "warn")
+    if over:
+        _release(connection, job.id, "failed", error=cause, finished_at=_now())
+    return over
+
+
+def _heeded(connection: Connection, job: JobRecord) -> bool:
+    """Does what is wished of a running job that nobody works on; whether that was anything."""
+    if not job.wish:
+        return False
+    status: Status = "paused" if job.wish == "pause" else "cancelled"
+    ended = _now() if status in ENDED else None
+    _release(connection, job.id, status, finished_at=ended)
+    _note(connection, job.id, f"The job is {status}.")
+    return True
+
+
+def _release(connection: Connection, job_id: str, status: Status, **values: Any) -> None:
+    _set(connection, job_id, status=status, wish="", worker=None, lease_until=None, **values)
+
+
+def _set(connection: Connection, job_id: str, **values: Any) -> None:
+    connection.execute(jobs.update().where(jobs.c.id == job_id).values(values))
+
+
+def _note(
+    connection: Connection,
+    job_id: str,
+    message: str,
+    level: Level = "info",
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    values = {"job_id": job_id, "level": level, "message": message, "created_at": _now()}
+    values["data"] = None if data is None else dict(data)
+    connection.execute(job_events.insert().values(values))
+
+
+def _get(connection: Connection, job_id: str, base: str) -> JobRecord:
+    query = select(jobs).where(jobs.c.id == job_id, jobs.c.base == base)
+    row = connection.execute(query).first()
+    if row is None:
+        raise JobNotFound(
+            f"no fine-tuning job has the id {shorten(job_id)}; GET /v1/fine_tuning/jobs lists them",
+            param="fine_tuning_job_id",
+        )
+    return _record(row)
+
+
+def _record(row: Row[Any]) -> JobRecord:
+    fields = JobRecord.__dataclass_fields__
+    return JobRecord(**{key: value for key, value in row._mapping.items() if key in fields})
+
+
+def _now() -> int:
+    return int(time.time())
