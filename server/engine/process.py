@@ -10,7 +10,6 @@ import gc
 import logging
 import os
 import queue
-import signal
 import socket
 import threading
 import time
@@ -81,9 +80,6 @@ class Channel:
 
 def main(descriptor: int) -> int:
     """Serves one engine over the socket until told to stop. Returns the exit status."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A signal to the whole group must not end running requests: the API process drains first.
-        signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(format="%(asctime)s %(levelname)s engine: %(message)s")
     channel = Channel(socket.socket(fileno=descriptor))
     start = channel.inbox.get()

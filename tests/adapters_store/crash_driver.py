@@ -55,8 +55,8 @@ def child(
             for name in ("a", "b", gone):  # the same content under three names
                 found = store.publish(name, uploads(folder(count + 0.5)), check=facts_of).version
                 tell(say, "done", "publish", f"{name}@{found.number}", found.digest)
-            work_on(store, "a", say)
-            work_on(store, "b", say)
+            work_on(store, "a", promises, say)
+            work_on(store, "b", promises, say)
             tell(say, "doing", f"{gone}@1", None)
             store.delete(gone)
             tell(say, "done", "delete", f"{gone}@1", None)
@@ -67,7 +67,7 @@ def child(
     os._exit(1)
 
 
-def work_on(store: AdapterStore, name: str, say: int) -> None:
+def work_on(store: AdapterStore, name: str, promises: Promises, say: int) -> None:
     """Moves `name:prod` to the newest version, then deletes the oldest ones."""
     versions = store.versions(name)
     newest = versions[-1]
@@ -76,6 +76,8 @@ def work_on(store: AdapterStore, name: str, say: int) -> None:
     tell(say, "done", "move", f"{name}:prod", newest.digest)
     for old in versions[:-KEPT]:
         reference = f"{name}@{old.number}"
+        if reference not in promises:  # its publisher may have been killed before it told of it
+            tell(say, "seen", reference, old.digest)
         tell(say, "doing", reference, None)
         store.delete_version(name, old.number, force=True)
         tell(say, "done", "delete version", reference, None)
@@ -101,6 +103,9 @@ def hear(promises: Promises, words: list[Any]) -> None:
     if words[0] == "doing":
         _, reference, digest = words
         promises.setdefault(reference, [""]).append(digest or "")
+    elif words[0] == "seen":
+        _, reference, digest = words
+        promises.setdefault(reference, [digest])
     elif words[0] == "done" and words[2] is not None:
         _, _, reference, digest = words
         promises[reference] = [] if digest is None else [digest]
