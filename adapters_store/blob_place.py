@@ -11,9 +11,7 @@ from fsspec.core import split_protocol
 from adapters_store.blob_cache import BlobCache
 from adapters_store.blobs import Blobs, FolderBlobs, OwnedBlobs
 from adapters_store.content import AdapterSource
-from adapters_store.objects import FolderObjects, Objects, RemoteObjects
-from adapters_store.remote_blobs import STORE_NAME, RemoteBlobs
-from adapters_store.remote_place import RemotePlace
+from adapters_store.remote_blobs import RemoteBlobs
 from adapters_store.urls import without_secrets
 
 
@@ -58,12 +56,6 @@ class BlobPlace:
     def reader(self) -> AdapterSource:
         """To read, for any process. Does not ask the place yet. Raises OSError, ValueError."""
         return self._remote() if self.folder is None else FolderBlobs(self.folder)
-
-    def objects(self) -> Objects:
-        """Other files that rest here. Does not ask the place yet. Raises ValueError."""
-        if self.folder is not None:
-            return FolderObjects(self.folder)
-        return RemoteObjects(RemotePlace(self.url, marker=STORE_NAME))
 
     def _remote(self) -> RemoteBlobs:
         cache = BlobCache(Path(self.cache), self.cache_bytes)

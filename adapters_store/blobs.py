@@ -22,6 +22,7 @@ from typing import Protocol
 
 from adapters_store.content import AdapterContent
 from adapters_store.errors import AdapterNotFound, StoreCorrupt, Unavailable
+from adapters_store.objects import FolderObjects, Objects
 from adapters_store.package import load_package, package_digest, sync_folder
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -61,6 +62,11 @@ class Blobs(Protocol):
 
         Raises AdapterNotFound, StoreCorrupt.
         """
+        ...
+
+    @property
+    def objects(self) -> Objects:
+        """Other files that rest in the same place."""
         ...
 
     def probe(self) -> None:
@@ -143,6 +149,10 @@ class OwnedBlobs(FolderBlobs):
         """Gives up staging; versions stay readable."""
         shutil.rmtree(self._tmp, ignore_errors=True)
         os.close(self._lease)
+
+    @property
+    def objects(self) -> FolderObjects:
+        return FolderObjects(self._root)
 
     def probe(self) -> None:
         """Raises Unavailable if the folder is gone, as when what it is mounted from is."""

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from sqlalchemy import Row, and_, or_, select
+from sqlalchemy import Row, select
 
 from adapters_store.database import Database
 from adapters_store.errors import AdapterdError, FileNotKept, InvalidRequest, StoreCorrupt
 from adapters_store.objects import Objects
+from adapters_store.paging import by_age
 from adapters_store.schema import files
 from adapters_store.strict_json import shorten
 
@@ -86,22 +87,15 @@ class FileShelf:
 
         Raises InvalidRequest if there is no file `after`.
         """
-        forward = order == "asc"
-        query = select(files).limit(limit + 1)
-        for column in (files.c.created_at, files.c.id):
-            query = query.order_by(column.asc() if forward else column.desc())
-        if purpose is not None:
-            query = query.where(files.c.purpose == purpose)
+        last = None
         if after is not None:
             try:
                 last = self.get(after)
             except FileNotKept as gone:
                 raise InvalidRequest(gone.message, param="after") from None
-            at, key = files.c.created_at, files.c.id
-            beyond = (at > last.created_at, key > last.id) if forward else (
-                at < last.created_at, key < last.id
-            )  # fmt: skip
-            query = query.where(or_(beyond[0], and_(at == last.created_at, beyond[1])))
+        query = by_age(files, limit=limit, behind=last, forward=order == "asc")
+        if purpose is not None:
+            query = query.where(files.c.purpose == purpose)
         with self._database.read() as connection:
             found = tuple(_record(row) for row in connection.execute(query))
         return found[:limit], len(found) > limit

@@ -46,11 +46,8 @@ class FolderObjects:
     def put(self, key: str, file: Path) -> None:
         target = self._root / key
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
         os.rename(file, target)
         for folder in (target.parent, *target.parent.parents):
             sync_folder(folder)

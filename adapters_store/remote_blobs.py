@@ -20,6 +20,7 @@ from adapters_store.blob_cache import BlobCache
 from adapters_store.blobs import DIGEST, no_version, place_of
 from adapters_store.content import AdapterContent
 from adapters_store.errors import StoreCorrupt, Unavailable
+from adapters_store.objects import RemoteObjects
 from adapters_store.package import CONFIG_NAME, WEIGHTS_NAME, load_package, package_digest
 from adapters_store.remote_place import RemotePlace
 
@@ -53,6 +54,10 @@ class RemoteBlobs:
             if not self._place.has(STORE_NAME):
                 (staging / STORE_NAME).write_text(json.dumps({"layout": 1}) + "\n")
                 self._place.put(STORE_NAME, staging / STORE_NAME)
+
+    @property
+    def objects(self) -> RemoteObjects:
+        return RemoteObjects(self._place)
 
     def probe(self) -> None:
         """Raises Unavailable unless the store answers, and is one."""

@@ -103,7 +103,7 @@ class AdapterStore:
             raise
         self._catalog = Catalog(database, base=base_name)
         self.aliases = AliasBook(self._catalog)
-        self.files = FileShelf(database, self._place.objects(), self._blobs.staging)
+        self.files = FileShelf(database, self._blobs.objects, self._blobs.staging)
 
     @property
     def blob_root(self) -> Path:

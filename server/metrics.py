@@ -72,12 +72,11 @@ class AdapterNames:
         if len(self._names) > MAX_NAMES:
             self._names.popitem(last=False)
 
-    def of(self, digest: str) -> str:
-        """The name, or the digest's beginning for one loaded before this process knew it."""
-        return self.all(digest)[-1]
-
     def all(self, digest: str) -> Sequence[str]:
-        """Several where adapters have the same content."""
+        """Several where adapters have the same content.
+
+        The digest's beginning for one loaded before this process knew it.
+        """
         return self._names.get(digest) or (digest[:12],)
 
 

@@ -54,7 +54,7 @@ CLOSE_S = 5  # for connections to close once their requests have ended
 MULTIPART_BYTES = 1 << 20  # of boundaries and headers around an upload's files
 
 
-def run(settings: Settings, started: Child | None = None) -> int:
+def run(settings: Settings, started: Child) -> int:
     """Serves until a signal; returns the exit status. `started` becomes the engine.
 
     Raises SettingsError if the address cannot be had, EngineStartFailed if the base cannot.
@@ -114,7 +114,7 @@ class DrainingServer(uvicorn.Server):
         yield
 
 
-async def _serve(settings: Settings, listener: socket.socket, started: Child | None) -> int:
+async def _serve(settings: Settings, listener: socket.socket, started: Child) -> int:
     stop = StopSignals()
     console = Console(stderr=True)
     try:
@@ -143,7 +143,7 @@ async def _serve(settings: Settings, listener: socket.socket, started: Child | N
 
 @asynccontextmanager
 async def _started_engine(
-    config: EngineConfig, started: Child | None, console: Console
+    config: EngineConfig, started: Child, console: Console
 ) -> AsyncIterator[EngineClient]:
     """The engine, ready; stopped on every way out."""
     bar = LoadBar(console)

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Row, Select, and_, or_, select
 
 from adapters_store.database import Database
 from adapters_store.errors import Conflict, InvalidRequest, JobNotFound
+from adapters_store.paging import by_age
 from adapters_store.schema import job_events, jobs
 from adapters_store.strict_json import shorten
 
@@ -104,16 +105,14 @@ class JobBook:
 
         Raises InvalidRequest if there is no job `after`.
         """
-        query = select(jobs).where(jobs.c.base == self._base)
-        query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
+        last = None
         with self._database.read() as connection:
             if after is not None:
                 try:
                     last = _get(connection, after, self._base)
                 except JobNotFound as gone:
                     raise InvalidRequest(gone.message, param="after") from None
-                same = and_(jobs.c.created_at == last.created_at, jobs.c.id < last.id)
-                query = query.where(or_(jobs.c.created_at < last.created_at, same))
+            query = by_age(jobs, limit=limit, behind=last).where(jobs.c.base == self._base)
             found = tuple(_record(row) for row in connection.execute(query))
         return found[:limit], len(found) > limit
 

@@ -209,8 +209,8 @@ def test_names_stay_bounded():
     names = AdapterNames()
     for number in range(MAX_NAMES + 5):
         names.learn(f"{number:064x}", f"a{number}")
-    assert names.of(f"{3:064x}") == "0" * 12
-    assert names.of(f"{MAX_NAMES:064x}") == f"a{MAX_NAMES}"
+    assert list(names.all(f"{3:064x}")) == ["0" * 12]
+    assert list(names.all(f"{MAX_NAMES:064x}")) == [f"a{MAX_NAMES}"]
 
 
 def test_a_scrape_is_small_and_has_no_created_series():
