@@ -136,3 +136,15 @@ job_events = Table(
     Column("created_at", BigInteger, nullable=False),  # Unix seconds
     sqlite_autoincrement=True,  # a page of events that follows one never misses any
 )
+
+# Of a running job: what another worker goes on from.
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("id", String(63), primary_key=True),  # "ftckpt-" and hex digits; its object's key
+    Column("job_id", ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("step", Integer, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("sha256", String(64)),  # of the object; NULL once it is removed
+    Column("created_at", BigInteger, nullable=False),  # Unix seconds
+)

@@ -101,9 +101,12 @@ class AdapterStore:
         except BaseException:
             self._blobs.close()
             raise
+        self.database = database
         self._catalog = Catalog(database, base=base_name)
         self.aliases = AliasBook(self._catalog)
-        self.files = FileShelf(database, self._blobs.objects, self._blobs.staging)
+        self.objects = self._blobs.objects
+        self.staging = self._blobs.staging
+        self.files = FileShelf(database, self.objects, self.staging)
 
     @property
     def blob_root(self) -> Path:

@@ -52,3 +52,18 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sqlite_autoincrement=True,
     )
+    op.create_table(
+        "checkpoints",
+        sa.Column("id", sa.String(63), primary_key=True),
+        sa.Column(
+            "job_id",
+            sa.String(63),
+            sa.ForeignKey("jobs.id", ondelete="CASCADE"),
+            nullable=False,
+            index=True,
+        ),
+        sa.Column("step", sa.Integer, nullable=False),
+        sa.Column("metrics", sa.JSON, nullable=False),
+        sa.Column("sha256", sa.String(64)),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+    )

@@ -1,0 +1,183 @@
+"""What a fine-tuning job is asked to do: OpenAI's fields, and ours under `adapterd`.
+
+Here: JobRequest and its parts, their bounds. Not here: what "auto" comes to for some data and base
+(plan.py), HTTP.
+
+Fields and bounds: OpenAI's reference of POST /v1/fine_tuning/jobs.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+Auto = Literal["auto"]
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+
+PeftMethod = Literal[
+    "lora", "rslora", "dora", "lora+", "pissa", "eva", "lora-ga", "qlora", "adalora", "ia3",
+    "prompt-tuning", "prefix-tuning", "p-tuning", "bottleneck", "full",
+]  # fmt: skip
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
+Metric = Literal["eval_loss", "exact_match", "f1"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Hyperparameters(_Part):
+    """OpenAI's; a multiplier of 1 is the rate that suits the base and the method."""
+
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=100)] = "auto"
+    batch_size: Auto | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000)] = "auto"
+
+
+class DpoHyperparameters(Hyperparameters):
+    """`beta`: how much the policy is kept near the base (DPO, arXiv:2305.18290)."""
+
+    beta: Auto | Annotated[float, Field(gt=0, le=2)] = "auto"
+
+
+class Supervised(_Part):
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+
+class Dpo(_Part):
+    hyperparameters: DpoHyperparameters = DpoHyperparameters()
+
+
+class Method(_Part):
+    """How it is trained; the field that is named as `type` may say more."""
+
+    type: Literal["supervised", "dpo"] = "supervised"
+    supervised: Supervised | None = None
+    dpo: Dpo | None = None
+
+    @model_validator(mode="after")
+    def _only_its_own(self) -> "Method":
+        other = "dpo" if self.type == "supervised" else "supervised"
+        if getattr(self, other) is not None:
+            raise ValueError(f"{other!r} does not go with the type {self.type!r}; remove it")
+        return self
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """Of the method that counts."""
+        own = self.supervised if self.type == "supervised" else self.dpo
+        if own is None:
+            return Hyperparameters() if self.type == "supervised" else DpoHyperparameters()
+        return own.hyperparameters
+
+
+class Peft(_Part):
+    """The kind of adapter, and its shape. None: what suits the method, the base and the data."""
+
+    method: PeftMethod = "lora"
+    rank: Annotated[int, Field(ge=1, le=1024)] | None = None
+    alpha: Annotated[float, Field(gt=0, le=8192)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    targets: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    """Leaf names of linear modules ("q_proj"); None: all of them."""
+    modules_to_save: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Leaf names of modules that are trained whole ("embed_tokens")."""
+    trainable_tokens: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Tokens whose embeddings are trained, each one token of the base's tokenizer."""
+    virtual_tokens: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Of prompt tuning and its kin."""
+
+
+class Gate(_Part):
+    """When the name moves to the new version. All that is said must hold.
+
+    `max`, `min`: bounds of the metric on held-out examples. `better_than`: "current" is the version
+    that the name means when it is published (no such version: passed), "base" the base.
+    `max_forgetting`: bound of the growth of the loss on general text, nats a token.
+    """
+
+    metric: Metric = "eval_loss"
+    max: float | None = None
+    min: float | None = None
+    better_than: Literal["current", "base"] | None = None
+    max_forgetting: Annotated[float, Field(ge=0)] | None = None
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.metric == "eval_loss"
+
+
+class Options(_Part):
+    """What OpenAI's fields have no place for. None: chosen by the base and the data."""
+
+    name: Annotated[str, Field(pattern=NAME)] | None = None
+    """The adapter whose next version comes of this; None: a name of its own, from `suffix`."""
+    publish: bool = True
+    """False: the adapter becomes a result file of the job, and no version."""
+    peft: Peft = Peft()
+    gate: Gate | None = None
+    """None: the name moves to the new version."""
+    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    scheduler: Scheduler = "linear"
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = 1
+    """A batch of `batch_size` is worked on in so many parts."""
+    gradient_checkpointing: bool = False
+    packing: bool = False
+    """Several examples in one row, none seeing another."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen base while training; what is trained is always float32."""
+    max_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Of one example; a longer one is a fault. None: what the base takes."""
+    holdout: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
+    """Share of the training file that is kept to evaluate, where there is no validation file."""
+    eval_examples: Annotated[int, Field(ge=0, le=10_000)] = 200
+    """Held-out examples that are answered, for exact match and F1; at most."""
+    evals: Annotated[int, Field(ge=0, le=100)] = 5
+    """How often the held-out loss is taken while training."""
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    """Ends after so many evaluations without a better loss; the best weights are kept."""
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between checkpoints."""
+
+
+class JobRequest(_Part):
+    """The body of POST /v1/fine_tuning/jobs."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    training_file: Annotated[str, Field(min_length=1, max_length=63)]
+    validation_file: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    method: Method = Method()
+    hyperparameters: Hyperparameters | None = None  # OpenAI's older place for them
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    integrations: None = None
+    adapterd: Options = Options()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _explicit_nulls_are_defaults(cls, value: Any) -> Any:
+        """OpenAI's clients may send null for what they leave open."""
+        if not isinstance(value, dict):
+            return value
+        return {key: one for key, one in value.items() if one is not None or key == "model"}
+
+    @model_validator(mode="after")
+    def _metadata_is_small(self) -> "JobRequest":
+        for key, value in (self.metadata or {}).items():
+            if len(key) > 64 or len(value) > 512:
+                raise PydanticCustomError(
+                    "metadata", "metadata: keys have at most 64 characters, values 512"
+                )
+        return self
+
+    @property
+    def hyper(self) -> Hyperparameters:
+        """The method's, or the older field's where only that says something."""
+        if self.hyperparameters is not None and self.method == Method():
+            return self.hyperparameters
+        return self.method.hyperparameters
