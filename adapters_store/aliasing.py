@@ -89,7 +89,7 @@ class AliasBook:
                 if number not in there:
                     raise not_found(f"{name}@{number}")
             now = writer.aliases.find(name, tag)
-            _compare(name, tag, now, expected)
+            compare(name, tag, now, expected)
             if now is None or _target(now) != target:
                 writer.point(name, tag, target, "move")
             return _found(writer, name, tag)
@@ -106,7 +106,7 @@ class AliasBook:
             moves = writer.aliases.moves(name, tag, limit=HISTORY)
             if not moves:
                 raise _no_alias(name, tag)
-            _compare(name, tag, writer.aliases.find(name, tag), expected)
+            compare(name, tag, writer.aliases.find(name, tag), expected)
             for move in moves:
                 if (
                     move.move < moves[0].restores
@@ -137,7 +137,7 @@ class AliasBook:
             now = writer.aliases.find(name, tag)
             if now is None:
                 raise _no_alias(name, tag)
-            _compare(name, tag, now, expected)
+            compare(name, tag, now, expected)
             writer.remove_alias(name, tag, "delete")
 
     def _require_adapter(self, name: str) -> None:
@@ -202,7 +202,7 @@ def _check_canary(target: Target) -> None:
         raise InvalidRequest("canary.version is the alias's own version", param="canary.version")
 
 
-def _compare(name: str, tag: str, now: Alias | None, expected: int | None) -> None:
+def compare(name: str, tag: str, now: Alias | None, expected: int | None) -> None:
     means = 0 if now is None else now.version.number
     if expected is not None and means != expected:
         found = f"means version {means}" if means else "does not exist"

@@ -131,21 +131,21 @@ class CatalogWriter:
     """What may be done within one write transaction; its reads see its own writes."""
 
     def __init__(self, connection: Connection, base: str) -> None:
-        self._connection = connection
+        self.connection = connection
         self._base = base
         self.aliases = AliasRows(connection, base)
 
     def adapter(self, name: str) -> AdapterRecord | None:
-        return _adapter(self._connection, self._base, name)
+        return _adapter(self.connection, self._base, name)
 
     def versions(self, name: str) -> tuple[VersionRecord, ...]:
         """Oldest first; empty if there is no such name."""
         query = select_versions(self._base, name).order_by(versions.c.number)
-        return tuple(version_record(row) for row in self._connection.execute(query))
+        return tuple(version_record(row) for row in self.connection.execute(query))
 
     def version_of_digest(self, name: str, digest: str) -> VersionRecord | None:
         query = select_versions(self._base, name).where(versions.c.digest == digest)
-        row = self._connection.execute(query).first()
+        row = self.connection.execute(query).first()
         return version_record(row) if row else None
 
     def add_version(
@@ -158,7 +158,7 @@ class CatalogWriter:
         now = int(time.time())
         adapter_id = self._adapter_id(name, owner, now)
         mine = adapters.c.id == adapter_id
-        number = self._connection.execute(
+        number = self.connection.execute(
             adapters.update()
             .where(mine)
             .values(last_number=adapters.c.last_number + 1)
@@ -175,7 +175,7 @@ class CatalogWriter:
             report=dict(facts.report),
             created_at=now,
         )
-        self._connection.execute(insert)
+        self.connection.execute(insert)
         if promote or number == 1:
             self.aliases.point(adapter_id, CURRENT_TAG, Target(number), "upload")
         return VersionRecord(name, number, digest, facts, now)
@@ -192,22 +192,22 @@ class CatalogWriter:
     def delete_version(self, name: str, number: int) -> None:
         """Removes one version; no alias may point there any more."""
         mine = (versions.c.adapter_id == self._existing_id(name)) & (versions.c.number == number)
-        self._connection.execute(versions.delete().where(mine))
+        self.connection.execute(versions.delete().where(mine))
 
     def delete_adapter(self, name: str) -> None:
         """Removes the name with its versions and aliases."""
         mine = (adapters.c.base == self._base) & (adapters.c.name == name)
-        self._connection.execute(adapters.delete().where(mine))
+        self.connection.execute(adapters.delete().where(mine))
 
     def unreferred(self, digests: Sequence[str]) -> tuple[str, ...]:
         """Those digests that no version of any name, of any base, has."""
         query = select(versions.c.digest).where(versions.c.digest.in_(digests))
-        referred = set(self._connection.execute(query).scalars())
+        referred = set(self.connection.execute(query).scalars())
         return tuple(digest for digest in digests if digest not in referred)
 
     def _find_id(self, name: str) -> int | None:
         mine = (adapters.c.base == self._base) & (adapters.c.name == name)
-        return self._connection.execute(select(adapters.c.id).where(mine)).scalar()
+        return self.connection.execute(select(adapters.c.id).where(mine)).scalar()
 
     def _existing_id(self, name: str) -> int:
         found = self._find_id(name)
@@ -220,7 +220,7 @@ class CatalogWriter:
             return found
         values = {"base": self._base, "name": name, "owner": owner, "created_at": now}
         insert = adapters.insert().values(values).returning(adapters.c.id)
-        return self._connection.execute(insert).scalar_one()
+        return self.connection.execute(insert).scalar_one()
 
 
 def _adapter(connection: Connection, base: str, name: str) -> AdapterRecord | None:

@@ -6,19 +6,20 @@ Here: AdapterStore, Published. Not here: HTTP, devices, what a kind of adapter m
 
 import errno
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Connection
 
-from adapters_store.aliases import Alias
+from adapters_store.aliases import CURRENT_TAG, Alias
 from adapters_store.aliasing import (
     NAME,
     AliasBook,
     aliases_of,
+    compare,
     not_found,
     parse_name,
     release_version,
@@ -48,6 +49,7 @@ from adapters_store.upload import receive
 __all__ = ["AdapterStore", "Published", "UploadLimits", "UploadedFile"]
 
 GC_BATCH = 100  # versions looked at in one write transaction: others write in between
+Within = Callable[[Connection, VersionRecord], None]
 _NUMBER = re.compile(r"[1-9][0-9]{0,6}")
 _DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}")
 
@@ -134,15 +136,19 @@ class AdapterStore:
         owner: str = "default",
         promote: bool = True,
         new: bool = False,
+        expected: int | None = None,
+        within: Within | None = None,
     ) -> Published:
         """Validates an upload and makes it a version of `name`, unless it has it already.
 
         The name means it from now on, unless `promote` is false and the name has others. Content
         that the name has as an older version is answered with that version; what the name means
         stays as it is. Memory does not grow with the upload: it is streamed, and
-        `check` gets memory-mapped tensors. Raises InvalidRequest, NameReserved, InvalidAdapter,
-        TooLarge, Conflict (another owner's name), Unavailable (no room on the disk), and with `new`
-        AlreadyLoaded if the name is there.
+        `check` gets memory-mapped tensors. `within` is called in the transaction that makes the
+        version; if it raises, there is none. Raises InvalidRequest, NameReserved, InvalidAdapter,
+        TooLarge, Conflict (another owner's name), Unavailable (no room on the disk), with `new`
+        AlreadyLoaded if the name is there, and with `expected` AliasMoved if it means another
+        version by now (0: if it is there).
         """
         self.check_name(name, new=new)
         with _room(), self._blobs.staging() as staging:
@@ -153,14 +159,26 @@ class AdapterStore:
             facts = _checked(package, digest, check)
             self._blobs.put_ahead(digest, package)
             try:
-                version, created = self._commit(
-                    name, digest, package, facts, owner, promote=promote, new=new
-                )
-            except AdapterdError:
+                with self._catalog.write() as writer:
+                    adapter = writer.adapter(name)
+                    if new and adapter is not None:
+                        raise _already_loaded(name)  # by someone else, since it was checked
+                    if adapter is not None and adapter.owner != owner:
+                        taken = f"the name {shorten(name)} is taken; choose another"
+                        raise Conflict(taken, param="name")
+                    compare(name, CURRENT_TAG, writer.aliases.find(name), expected)
+                    known = writer.version_of_digest(name, digest)
+                    version = known or writer.add_version(
+                        name, digest, facts, owner=owner, promote=promote
+                    )
+                    self._blobs.put(digest, package)  # also mends a damaged version that is known
+                    if within is not None:
+                        within(writer.connection, version)
+            except Exception:
                 with suppress(AdapterdError):  # what was put ahead is nobody's; gc finds it, too
                     self._remove_unreferred([digest])
                 raise
-        return Published(version, created, received.ignored)
+        return Published(version, known is None, received.ignored)
 
     def resolve(self, reference: str, *, key: str | None = None) -> VersionRecord:
         """The version that `name`, `name:tag`, `name@<number>` or `name@<digest prefix>` means now.
@@ -350,28 +368,6 @@ class AdapterStore:
             )
         if new and self._catalog.adapter(name) is not None:
             raise _already_loaded(name)
-
-    def _commit(
-        self,
-        name: str,
-        digest: str,
-        package: Path,
-        facts: AdapterFacts,
-        owner: str,
-        *,
-        promote: bool,
-        new: bool,
-    ) -> tuple[VersionRecord, bool]:
-        with self._catalog.write() as writer:
-            adapter = writer.adapter(name)
-            if new and adapter is not None:
-                raise _already_loaded(name)  # by someone else, since it was checked
-            if adapter is not None and adapter.owner != owner:
-                raise Conflict(f"the name {shorten(name)} is taken; choose another", param="name")
-            known = writer.version_of_digest(name, digest)
-            version = known or writer.add_version(name, digest, facts, owner=owner, promote=promote)
-            self._blobs.put(digest, package)  # also mends a damaged version that is known
-        return version, known is None
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Here: check_dataset, examples_of. Not here: one line's form (examples.py), where
 tokens. Memory is bounded by the longest line taken, however long the file or its lines are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -33,15 +33,17 @@ class DatasetReport:
 
     def require_sound(self) -> None:
         """Raises InvalidDataset, naming the first lines at fault, unless all are good."""
-        if not self.fault_count:
-            return
-        told = "; ".join(f"line {fault.line}: {fault.reason}" for fault in self.faults[:5])
-        more = self.fault_count - 5
-        raise InvalidDataset(
-            f"{self.fault_count} lines cannot be trained on; {told}"
-            + (f"; and {more} more" if more > 0 else ""),
-            param="training_file",
-        )
+        require_no_faults(self.faults, self.fault_count, field="training_file")
+
+
+def require_no_faults(faults: Sequence[LineFault], count: int, *, field: str) -> None:
+    """Raises InvalidDataset (param `field`), naming the first of `count` lines at fault, if any."""
+    if not count:
+        return
+    told = "; ".join(f"line {fault.line}: {fault.reason}" for fault in faults[:5])
+    lines = "1 line" if count == 1 else f"{count} lines"
+    more = f"; and {count - 5} more" if count > 5 else ""
+    raise InvalidDataset(f"{lines} cannot be trained on; {told}{more}", param=field)
 
 
 def check_dataset(file: BinaryIO) -> DatasetReport:

@@ -56,12 +56,15 @@ class _Conversation(_Part):
     messages: Messages
 
 
+Answer = Annotated[tuple[Message, ...], Field(strict=False, min_length=1, max_length=1)]
+
+
 class PreferenceExample(_Part):
     """Two answers to one conversation, of which the first is better."""
 
     input: _Conversation
-    preferred_output: Messages
-    non_preferred_output: Messages
+    preferred_output: Answer
+    non_preferred_output: Answer
 
 
 Example = Union[ChatExample, PromptExample, PreferenceExample]  # noqa: UP007 - read at run time

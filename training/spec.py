@@ -136,6 +136,8 @@ class Options(_Part):
     """Share of the training file that is kept to evaluate, where there is no validation file."""
     eval_examples: Annotated[int, Field(ge=0, le=10_000)] = 200
     """Held-out examples that are answered, for exact match and F1; at most."""
+    general_file: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    """Examples of what the base should not forget; None: text that the base itself makes up."""
     evals: Annotated[int, Field(ge=0, le=100)] = 5
     """How often the held-out loss is taken while training."""
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None

@@ -1,6 +1,6 @@
 """Examples as the base reads them: token ids, and which of them are learned.
 
-Here: Tokenized, tokenize. Not here: a line's form (examples.py), batches, trainers.
+Here: Tokenized, tokenize, Preference, tokenize_preference. Not here: a line's form (examples.py), batches, trainers.
 
 A prompt is tokenised as the server tokenises a request, and what is learned as what a model
 answers: token after token from there, up to the end that stops it. So training sees what serving
@@ -14,7 +14,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from adapters_store.errors import InvalidRequest
-from training.examples import ChatExample, Message, PromptExample
+from training.examples import ChatExample, Message, PreferenceExample, PromptExample
 
 NOT_LEARNED = -100  # torch's ignore_index
 
@@ -30,6 +30,15 @@ class Tokenized:
     def learned(self) -> int:
         """How many tokens the loss is taken over."""
         return sum(label != NOT_LEARNED for label in self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to one prompt, each ended as an answer ends."""
+
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,31 @@ def tokenize(
             "split it"
         )
     return found
+
+
+def tokenize_preference(
+    example: PreferenceExample, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
+) -> Preference:
+    """Raises InvalidRequest as `tokenize` does, for the longer of the two."""
+    answers = (example.preferred_output, example.non_preferred_output)
+    chosen, rejected = (
+        tokenize(_answered(example, answer), tokenizer, max_tokens=max_tokens)[-1]
+        for answer in answers
+    )
+    start = sum(label == NOT_LEARNED for label in chosen.labels)
+    prompt = chosen.input_ids[:start]
+    if rejected.input_ids[:start] != prompt or len(rejected.input_ids) == start:
+        raise InvalidRequest("the base's chat template gives the two outputs different prompts")
+    return Preference(prompt, chosen.input_ids[start:], rejected.input_ids[start:])
+
+
+def _answered(example: PreferenceExample, answer: Sequence[Message]) -> ChatExample:
+    """The conversation with one of its answers, which alone is learned."""
+    before = (
+        message.model_copy(update={"weight": 0}) if message.role == "assistant" else message
+        for message in example.input.messages
+    )
+    return ChatExample(messages=(*before, *answer))
 
 
 def _text(example: PromptExample, tokenizer: PreTrainedTokenizerBase) -> list[_Piece]:

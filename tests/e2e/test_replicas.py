@@ -63,7 +63,7 @@ def test_they_serve_the_same_and_outlive_what_they_stand_on(
     refused = complete(replicas.other, second)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
     assert replicas.place in refused.json()["error"]["message"]
-    assert replicas.place in not_ready(replicas.other)
+    wait_until_away(replicas.other, replicas.place)
     assert complete(replicas.one, second).status_code == 200
 
     replicas.store.open()
@@ -73,7 +73,7 @@ def test_they_serve_the_same_and_outlive_what_they_stand_on(
     replicas.catalog.shut()
     refused = complete(replicas.other, first)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
-    assert "postgresql" in not_ready(replicas.other)
+    wait_until_away(replicas.other, "postgresql")
     assert complete(replicas.other, "base").status_code == 200
     replicas.catalog.open()
     wait_until_ready(replicas.other)
@@ -96,21 +96,21 @@ def text_of(answer: httpx2.Response) -> str:
     return answer.json()["choices"][0]["text"]
 
 
-def not_ready(server: ServerProcess) -> str:
-    """What it says is away, once it has noticed."""
-    return readiness(server, 503).json()["error"]["message"]
+def wait_until_away(server: ServerProcess, named: str) -> None:
+    """Until it has noticed, and been told, which of the two it is."""
+    readiness(server, 503, named)
 
 
 def wait_until_ready(server: ServerProcess) -> None:
     readiness(server, 200)
 
 
-def readiness(server: ServerProcess, status: int) -> httpx2.Response:
+def readiness(server: ServerProcess, status: int, named: str = "") -> None:
     deadline = time.monotonic() + 60
     while True:
         reply = httpx2.get(server.url + "/health/ready", timeout=10, trust_env=False)
-        if reply.status_code == status:
-            return reply
+        if reply.status_code == status and named in reply.text:
+            return
         assert time.monotonic() < deadline, reply.text
         time.sleep(0.2)
 

@@ -1,0 +1,78 @@
+"""The frozen base as training has it: transformers' own model and tokenizer, on one device.
+
+Here: BaseFolder, load_model, shape_of. Not here: the engine's base, adapters.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from training.plan import BaseShape
+
+FLOAT32_BYTES = 8 << 30
+"""On a CPU a base is trained on in float32 if that takes no more: bfloat16 is slower on most."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseFolder:
+    """Where a base lies, and what requests call it."""
+
+    name: str
+    folder: Path
+    device: str = "auto"  # as --device
+
+    def torch_device(self) -> torch.device:
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """With a padding token, which every batch masks."""
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+
+def load_model(
+    base: BaseFolder, dtype: Literal["auto", "float32", "bfloat16"] = "auto", **more: Any
+) -> Any:
+    """The causal LM, frozen, evaluating. `more` goes to from_pretrained. Raises OSError."""
+    device = base.torch_device()
+    model = AutoModelForCausalLM.from_pretrained(
+        base.folder,
+        dtype=_dtype(base.folder, device) if dtype == "auto" else getattr(torch, dtype),
+        use_safetensors=True,
+        local_files_only=True,
+        **more,
+    )
+    if "quantization_config" not in more:
+        model = model.to(device)
+    # What a base's folder says of sampling is no matter of training, and clashes with greedy.
+    model.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
+    return model.eval().requires_grad_(False)
+
+
+def _dtype(folder: Path, device: torch.device) -> torch.dtype | str:
+    if device.type == "cuda":
+        return "auto"
+    stored = sum(os.path.getsize(file) for file in folder.glob("*.safetensors"))
+    return torch.float32 if 2 * stored <= FLOAT32_BYTES else "auto"
+
+
+def shape_of(model: Any) -> BaseShape:
+    """What a plan's defaults depend on."""
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    leaves = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+    }
+    return BaseShape(config.hidden_size, config.max_position_embeddings, tuple(sorted(leaves)))

@@ -1,0 +1,201 @@
+"""How good a model is on held-out rows: loss, perplexity, answers, and how far from the base.
+
+Here: View, Scores, loss, divergence, answers, score. Not here: which models are compared (run.py).
+
+Exact match and F1 are SQuAD's (Rajpurkar et al. 2016, arXiv:1606.05250) but that nothing is lowered
+or stripped besides white space at the ends: an adapter is to answer exactly.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from training.tokens import NOT_LEARNED, Tokenized
+
+BATCH_TOKENS = 4096
+"""Of one forward pass, padding counted."""
+
+ANSWERED_AT_ONCE = 16
+
+MORE_TOKENS = 8
+"""An answer may be so much longer than the one wanted; what goes on longer is wrong anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A model as it is within a context: PEFT's, with its adapter or with that disabled."""
+
+    model: Any
+    entered: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Of one model. Losses and KL are means over learned tokens, in nats."""
+
+    eval_loss: float | None
+    perplexity: float | None
+    exact_match: float | None  # share of answers, 0 to 1
+    f1: float | None
+    tokens: int  # learned ones
+    examples: int  # rows
+    general_loss: float | None  # on text that is not the job's
+    kl_from_base: float | None  # KL(model || base) over the learned tokens
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def loss(view: View, rows: Sequence[Tokenized]) -> float | None:
+    """The mean loss, or None without rows."""
+    total, count = 0.0, 0
+    for inputs, labels in _batches(rows, view.model.device):
+        log_probs = _log_probs(view, inputs, labels)
+        wanted = labels[labels != NOT_LEARNED]
+        total -= log_probs.gather(1, wanted[:, None]).sum().item()
+        count += len(wanted)
+    return total / count if count else None
+
+
+@torch.no_grad()
+def divergence(view: View, base: View, rows: Sequence[Tokenized]) -> float | None:
+    """KL(view || base), the mean over learned positions; None without rows."""
+    total, count = 0.0, 0
+    for inputs, labels in _batches(rows, view.model.device):
+        own = _log_probs(view, inputs, labels)
+        others = _log_probs(base, inputs, labels)
+        total += (own.exp() * (own - others)).sum().item()
+        count += len(own)
+    return total / count if count else None
+
+
+@torch.no_grad()
+def answers(
+    view: View, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokenized]
+) -> list[str]:
+    """What the model says, greedily, where each row has its last answer."""
+    found: dict[int, str] = {}
+    split = [_last_answer(row) for row in rows]
+    order = sorted(range(len(rows)), key=lambda at: len(split[at][0]))
+    for start in range(0, len(order), ANSWERED_AT_ONCE):
+        group = order[start : start + ANSWERED_AT_ONCE]
+        prompts = [split[at][0] for at in group]
+        longest = max(map(len, prompts))
+        inputs = torch.full((len(group), longest), tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(inputs)
+        for row, prompt in enumerate(prompts):
+            inputs[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        wanted = max(len(split[at][1]) for at in group)
+        with view.entered():
+            said = view.model.generate(
+                input_ids=inputs.to(view.model.device),
+                attention_mask=mask.to(view.model.device),
+                max_new_tokens=wanted + MORE_TOKENS,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        for at, ids in zip(group, said[:, longest:], strict=True):
+            found[at] = _text(tokenizer, ids.tolist())
+    return [found[at] for at in range(len(rows))]
+
+
+def wanted_answers(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokenized]) -> list[str]:
+    """What each row's last answer should be."""
+    return [_text(tokenizer, _last_answer(row)[1]) for row in rows]
+
+
+def exact_match(said: Sequence[str], wanted: Sequence[str]) -> float:
+    """The share that is the same."""
+    return sum(a == b for a, b in zip(said, wanted, strict=True)) / len(wanted)
+
+
+def f1(said: Sequence[str], wanted: Sequence[str]) -> float:
+    """The mean over answers of the harmonic mean of precision and recall of their words."""
+    return sum(map(_f1, said, wanted)) / len(wanted)
+
+
+def score(
+    view: View,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Sequence[Tokenized],
+    *,
+    general: Sequence[Tokenized],
+    answered: int,
+    base: View | None = None,
+) -> Scores:
+    """All of it; the first `answered` rows are answered. Without `base` there is no KL."""
+    own = loss(view, held_out)
+    asked = held_out[:answered]
+    said = answers(view, tokenizer, asked)
+    wanted = wanted_answers(tokenizer, asked)
+    return Scores(
+        eval_loss=own,
+        perplexity=None if own is None else math.exp(min(own, 700.0)),
+        exact_match=exact_match(said, wanted) if asked else None,
+        f1=f1(said, wanted) if asked else None,
+        tokens=sum(row.learned for row in held_out),
+        examples=len(held_out),
+        general_loss=loss(view, general),
+        kl_from_base=None if base is None else divergence(view, base, held_out),
+    )
+
+
+def _batches(rows: Sequence[Tokenized], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """input_ids and labels, both [rows, longest], padded on the right, rows of like length."""
+    ordered = sorted(rows, key=lambda row: len(row.input_ids))
+    while ordered:
+        longest = len(ordered[-1].input_ids)
+        size = max(1, BATCH_TOKENS // longest)
+        group, ordered = ordered[-size:], ordered[:-size]
+        inputs = torch.zeros(len(group), longest, dtype=torch.int64)
+        labels = torch.full_like(inputs, NOT_LEARNED)
+        for at, row in enumerate(group):
+            inputs[at, : len(row.input_ids)] = torch.tensor(row.input_ids)
+            labels[at, : len(row.labels)] = torch.tensor(row.labels)
+        labels[:, 0] = NOT_LEARNED  # nothing predicts the first token
+        yield inputs.to(device), labels.to(device)
+
+
+def _log_probs(view: View, inputs: Tensor, labels: Tensor) -> Tensor:
+    """[learned tokens, vocabulary], float32, at the positions that predict them.
+
+    Padding is on the right and attention causal, so that no mask is needed.
+    """
+    with view.entered():
+        logits = view.model(input_ids=inputs).logits
+    logits = logits[:, -inputs.shape[1] :]  # without virtual tokens
+    return logits[:, :-1][labels[:, 1:] != NOT_LEARNED].float().log_softmax(-1)
+
+
+def _last_answer(row: Tokenized) -> tuple[Sequence[int], Sequence[int]]:
+    """The tokens before the last run of learned ones, and that run."""
+    end = len(row.labels)
+    while row.labels[end - 1] == NOT_LEARNED:
+        end -= 1
+    start = end
+    while start and row.labels[start - 1] != NOT_LEARNED:
+        start -= 1
+    return row.input_ids[:start], row.input_ids[start:end]
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text.strip()
+
+
+def _f1(said: str, wanted: str) -> float:
+    one, other = Counter(said.split()), Counter(wanted.split())
+    common = (one & other).total()
+    if not common:
+        return float(one == other)
+    return 2 * common / (one.total() + other.total())
