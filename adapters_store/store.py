@@ -166,7 +166,7 @@ class AdapterStore:
                     if adapter is not None and adapter.owner != owner:
                         taken = f"the name {shorten(name)} is taken; choose another"
                         raise Conflict(taken, param="name")
-                    compare(name, CURRENT_TAG, writer.aliases.find(name), expected)
+                    compare(name, CURRENT_TAG, writer.aliases.find(name, CURRENT_TAG), expected)
                     known = writer.version_of_digest(name, digest)
                     version = known or writer.add_version(
                         name, digest, facts, owner=owner, promote=promote

@@ -85,7 +85,7 @@ def _root(
     "ADAPTERD_MAX_RANK and max_rank = 64. Flags win over variables, variables over the file. "
     "Sizes: 512MiB, 4GB.",
 )
-@takes_settings
+@takes_settings()
 def serve(flags: dict[str, str]) -> None:
     """Serve a base model and its adapters until Ctrl-C or SIGTERM.
 
@@ -104,6 +104,58 @@ def serve(flags: dict[str, str]) -> None:
         from server.serve import run
 
         raise typer.Exit(run(settings, engine))
+
+
+@app.command(
+    epilog="Every setting is read from flags, ADAPTERD_… variables and the TOML file, as by "
+    "[bold]adapterd serve[/bold]: give both the same model, data folder, store and catalog.",
+)
+@takes_settings(
+    "model",
+    "served_model_name",
+    "device",
+    "data_dir",
+    "store",
+    "store_cache_bytes",
+    "catalog",
+    "max_resident_adapters",
+    "slot_bytes",
+    "max_rank",
+    "max_upload_bytes",
+    "threads",
+    "log_level",
+    "config",
+)
+def worker(
+    flags: dict[str, str],
+    niceness: Annotated[
+        int, typer.Option("--nice", min=0, max=19, help="How much others come first: 19, all.")
+    ] = 19,
+    lease_seconds: Annotated[
+        float,
+        typer.Option(
+            "--lease-seconds", min=1, help="How soon others take over from a worker that died."
+        ),
+    ] = 60.0,
+    until_empty: Annotated[
+        bool, typer.Option("--until-empty", help="End when no job waits.")
+    ] = False,
+) -> None:
+    """Train what clients ask a server for; any number of workers may run, anywhere.
+
+    A server on the same data folder, or the same store and catalog, serves each adapter as soon as
+    it is published:
+
+        adapterd worker
+
+        adapterd worker --data-dir ./adapters --threads 4
+    """
+    settings = load_settings(flags)
+    from server.work import run
+
+    raise typer.Exit(
+        run(settings, niceness=niceness, lease_s=lease_seconds, until_empty=until_empty)
+    )
 
 
 @app.command(

@@ -1,4 +1,4 @@
-"""The options of `adapterd serve`, one per field of Settings, so that the two cannot differ.
+"""The options of `adapterd serve` and its kin, one per field of Settings: the two cannot differ.
 
 Here: a command's signature made from the model. Values stay the text that was typed: Settings
 parses flags, environment and TOML alike. Not here: any setting by name.
@@ -8,7 +8,7 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -23,20 +23,31 @@ from server.config import (
     off_flag_of,
 )
 
-ServeCommand = Callable[[dict[str, str]], None]
+Command = Callable[..., None]
 
 
-def takes_settings(command: ServeCommand) -> Callable[..., None]:
-    """`command(flags)` as a function that typer reads one option per setting from."""
+def takes_settings(*names: str) -> Callable[[Command], Command]:
+    """`command(flags, …)` as a function that typer reads an option per setting from.
 
-    def with_options(**options: str | bool | list[str] | None) -> None:
-        given = {name: value for name, value in options.items() if value not in (None, [])}
-        command({name: _text(value) for name, value in given.items()})
+    `names`: of the settings that are offered; none: all. What else the command takes, it keeps.
+    """
 
-    parameters = [_option(name, field) for name, field in Settings.model_fields.items()]
-    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__
-    return with_options
+    def wrap(command: Command) -> Command:
+        own = [one for one in inspect.signature(command).parameters.values() if one.name != "flags"]
+        fields = {name: Settings.model_fields[name] for name in names or Settings.model_fields}
+
+        def with_options(**options: Any) -> None:
+            rest = {one.name: options.pop(one.name) for one in own}
+            given = {name: value for name, value in options.items() if value not in (None, [])}
+            command({name: _text(value) for name, value in given.items()}, **rest)
+
+        parameters = [*own, *(_option(name, field) for name, field in fields.items())]
+        parameters.sort(key=lambda one: one.kind)  # a signature has positional ones first
+        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__
+        return with_options
+
+    return wrap
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:

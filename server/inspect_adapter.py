@@ -7,11 +7,12 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -82,6 +83,19 @@ def base_of(model: str) -> BaseModel:
         if isinstance(module, (nn.Linear, Conv1D)) and module is not head
     }
     return BaseModel(Path(model).name, "", type(built).__name__, modules)
+
+
+def with_norms(base: BaseModel, folder: Path) -> BaseModel:
+    """The same, with the norms of those weights that `folder` has under their modules' names."""
+    norms: dict[str, float] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            for key in weights.keys():
+                module = key.removesuffix(".weight")
+                if module in base.modules:
+                    weight = weights.get_tensor(key)
+                    norms[module] = float(torch.linalg.vector_norm(weight, dtype=torch.float32))
+    return replace(base, norms=norms)
 
 
 def _received(paths: Sequence[Path], scratch: Path) -> Received:

@@ -23,7 +23,6 @@ from rich.console import Console
 from uvicorn.loops.auto import auto_loop_factory
 
 import demo
-from adapters_store.blob_place import BlobPlace
 from adapters_store.databases import catalog_url, shown
 from adapters_store.errors import (
     AdapterNotFound,
@@ -32,7 +31,7 @@ from adapters_store.errors import (
     NameReserved,
 )
 from adapters_store.sources import Sources, adapter_files
-from adapters_store.store import AdapterStore, UploadLimits
+from adapters_store.store import AdapterStore
 from server import __version__
 from server.adapters import methods
 from server.adapters.slot_rows import SlotLimits
@@ -45,6 +44,7 @@ from server.engine.base_files import resolve_model
 from server.engine.client import EngineClient
 from server.engine.messages import EngineConfig
 from server.metrics import Metrics
+from server.open_store import blob_place, open_store
 from server.startup_report import LoadBar, Serving, announcement
 
 logger = logging.getLogger(__name__)
@@ -121,8 +121,8 @@ async def _serve(settings: Settings, listener: socket.socket, started: Child) ->
         sources = _sources(settings)
         model = settings.model or str(demo.base_path())
         folder = await asyncio.to_thread(resolve_model, model)
-        place = _blob_place(settings)
-        with closing(await asyncio.to_thread(_open_store, settings, place)) as store:
+        place = blob_place(settings)
+        with closing(await asyncio.to_thread(open_store, settings, place)) as store:
             config = settings.engine_config(model=str(folder), blobs=place)
             # The tokenizer is read while the engine's process reads the weights.
             reading = asyncio.create_task(asyncio.to_thread(_read_tokenizer, folder))
@@ -225,7 +225,7 @@ def _kept_in(settings: Settings) -> str:
     """Where adapters rest, without passwords."""
     places = [str(settings.data_dir)]
     if settings.store is not None:
-        places.append(f"files in {_blob_place(settings)}")
+        places.append(f"files in {blob_place(settings)}")
     if settings.catalog is not None:
         places.append(f"names in {shown(catalog_url(settings.catalog))}")
     return ", ".join(places)
@@ -246,37 +246,6 @@ def _bound_socket(settings: Settings) -> socket.socket:
             "--port 0 for any that is free."
         ) from None
     return listener
-
-
-def _blob_place(settings: Settings) -> BlobPlace:
-    return BlobPlace(
-        settings.store or str(settings.data_dir / "store"),
-        cache=str(settings.data_dir / "store-cache"),
-        cache_bytes=settings.store_cache_bytes,
-    )
-
-
-def _open_store(settings: Settings, place: BlobPlace) -> AdapterStore:
-    """Raises SettingsError (a folder that cannot be written to, a URL that nothing here opens),
-    Unavailable, StoreCorrupt."""
-    try:
-        return AdapterStore(
-            settings.data_dir,
-            base_name=settings.base_name,
-            limits=UploadLimits(max_upload_bytes=settings.max_upload_bytes),
-            blobs=place,
-            catalog=settings.catalog,
-        )
-    except OSError as error:
-        flag = f"--data-dir {settings.data_dir}"
-        if settings.store is not None and str(error.filename).startswith(str(place.folder)):
-            flag = f"--store {place}"
-        raise SettingsError(
-            f"{flag}: {error.filename or 'its catalog'}: {error.strerror}. "
-            "Name a folder that this user can write to."
-        ) from None
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
 
 
 def _read_tokenizer(folder: Path) -> TextCodec:

@@ -1,6 +1,6 @@
 """The frozen base as training has it: transformers' own model and tokenizer, on one device.
 
-Here: BaseFolder, load_model, shape_of. Not here: the engine's base, adapters.
+Here: BaseFolder, load_model. Not here: the engine's base, adapters.
 """
 
 import os
@@ -10,7 +10,13 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 
 from training.plan import BaseShape
@@ -39,20 +45,37 @@ class BaseFolder:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
+    def shape(self) -> BaseShape:
+        """What a plan's defaults depend on; from the config alone. Raises OSError, ValueError."""
+        config = AutoConfig.from_pretrained(self.folder, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        head = model.get_output_embeddings()
+        leaves = {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+        }
+        text = config.get_text_config()
+        return BaseShape(text.hidden_size, text.max_position_embeddings, tuple(sorted(leaves)))
+
 
 def load_model(
-    base: BaseFolder, dtype: Literal["auto", "float32", "bfloat16"] = "auto", **more: Any
+    base: BaseFolder,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    quantization: BitsAndBytesConfig | None = None,
 ) -> Any:
-    """The causal LM, frozen, evaluating. `more` goes to from_pretrained. Raises OSError."""
+    """The causal LM, frozen, evaluating. Raises OSError."""
     device = base.torch_device()
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         base.folder,
         dtype=_dtype(base.folder, device) if dtype == "auto" else getattr(torch, dtype),
+        quantization_config=quantization,
+        device_map=None if quantization is None else {"": device},
         use_safetensors=True,
         local_files_only=True,
-        **more,
     )
-    if "quantization_config" not in more:
+    if quantization is None:
         model = model.to(device)
     # What a base's folder says of sampling is no matter of training, and clashes with greedy.
     model.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
@@ -64,15 +87,3 @@ def _dtype(folder: Path, device: torch.device) -> torch.dtype | str:
         return "auto"
     stored = sum(os.path.getsize(file) for file in folder.glob("*.safetensors"))
     return torch.float32 if 2 * stored <= FLOAT32_BYTES else "auto"
-
-
-def shape_of(model: Any) -> BaseShape:
-    """What a plan's defaults depend on."""
-    config = model.config.get_text_config()
-    head = model.get_output_embeddings()
-    leaves = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not head
-    }
-    return BaseShape(config.hidden_size, config.max_position_embeddings, tuple(sorted(leaves)))

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from training.methods.trainable import Trainable, progress, resume
 
 WEIGHTS, STATE = "best.safetensors", "best.json"
 
@@ -19,10 +20,8 @@ WEIGHTS, STATE = "best.safetensors", "best.json"
 class BestWeights(TrainerCallback):
     """Stops after `patience` evaluations without a lower loss."""
 
-    def __init__(self, model: nn.Module, patience: int) -> None:
-        self._trained = {
-            name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
-        }
+    def __init__(self, trainable: Trainable, patience: int) -> None:
+        self._trainable = trainable
         self._patience = patience
         self._loss = float("inf")
         self._since = 0  # evaluations since the best
@@ -36,11 +35,10 @@ class BestWeights(TrainerCallback):
         self._loss, self._since = state["loss"], state["since"]
         self._weights = load_file(checkpoint / WEIGHTS)
 
-    @torch.no_grad()
     def put_back(self) -> None:
-        """Makes the model's weights the best ones."""
-        for name, best in self._weights.items():
-            self._trained[name].copy_(best)
+        """Makes the model's weights the best ones, if any were found."""
+        if self._weights:
+            resume(self._trainable, self._weights)
 
     def on_step_end(
         self,
@@ -62,9 +60,7 @@ class BestWeights(TrainerCallback):
         loss = kwargs["metrics"]["eval_loss"]
         if loss < self._loss:
             self._loss, self._since = loss, 0
-            self._weights = {
-                name: parameter.detach().cpu().clone() for name, parameter in self._trained.items()
-            }
+            self._weights = progress(self._trainable)
         else:
             self._since += 1
             control.should_training_stop |= self._since >= self._patience

@@ -24,8 +24,8 @@ from sqlalchemy import Row, select
 from adapters_store.database import Database
 from adapters_store.errors import AdapterdError, InvalidRequest, StoreCorrupt
 from adapters_store.objects import Objects
-from adapters_store.schema import checkpoints
-from training.jobs import Lease, require
+from adapters_store.schema import checkpoints, jobs
+from training.jobs import ENDED, Lease, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,8 @@ class CheckpointShelf:
             older = tuple(connection.execute(kept).scalars())
             connection.execute(checkpoints.delete().where(mine, checkpoints.c.step >= record.step))
             connection.execute(checkpoints.update().where(mine).values(sha256=None))
+            # Failures count while nothing is gained: a job that gets on is no hopeless one.
+            connection.execute(jobs.update().where(jobs.c.id == record.job_id).values(failures=0))
             connection.execute(
                 checkpoints.insert().values(
                     id=record.id,
@@ -136,12 +138,15 @@ class CheckpointShelf:
                 tar.extractall(folder, filter="data")
         return row.step
 
-    def discard(self, job_id: str) -> None:
-        """Removes the bytes of all the job's checkpoints; it has ended."""
-        mine = (checkpoints.c.job_id == job_id) & checkpoints.c.sha256.is_not(None)
+    def discard_ended(self) -> None:
+        """Removes the bytes of all checkpoints whose jobs have ended. Raises Unavailable."""
+        ended = select(jobs.c.id).where(jobs.c.status.in_(ENDED))
+        useless = checkpoints.c.sha256.is_not(None) & checkpoints.c.job_id.in_(ended)
         with self._database.write() as connection:
-            gone = tuple(connection.execute(select(checkpoints.c.id).where(mine)).scalars())
-            connection.execute(checkpoints.update().where(mine).values(sha256=None))
+            gone = tuple(connection.execute(select(checkpoints.c.id).where(useless)).scalars())
+            connection.execute(
+                checkpoints.update().where(checkpoints.c.id.in_(gone)).values(sha256=None)
+            )
         for one in gone:
             self._objects.remove(_key(one))
 

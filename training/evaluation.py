@@ -78,18 +78,17 @@ def divergence(view: View, base: View, rows: Sequence[Tokenized]) -> float | Non
 
 
 @torch.no_grad()
-def answers(
-    view: View, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokenized]
-) -> list[str]:
+def answers(view: View, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokenized]) -> list[str]:
     """What the model says, greedily, where each row has its last answer."""
     found: dict[int, str] = {}
     split = [_last_answer(row) for row in rows]
+    padding: Any = tokenizer.pad_token_id
     order = sorted(range(len(rows)), key=lambda at: len(split[at][0]))
     for start in range(0, len(order), ANSWERED_AT_ONCE):
         group = order[start : start + ANSWERED_AT_ONCE]
         prompts = [split[at][0] for at in group]
         longest = max(map(len, prompts))
-        inputs = torch.full((len(group), longest), tokenizer.pad_token_id or 0)
+        inputs = torch.full((len(group), longest), padding)
         mask = torch.zeros_like(inputs)
         for row, prompt in enumerate(prompts):
             inputs[row, longest - len(prompt) :] = torch.tensor(prompt)
@@ -101,7 +100,7 @@ def answers(
                 attention_mask=mask.to(view.model.device),
                 max_new_tokens=wanted + MORE_TOKENS,
                 do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
+                pad_token_id=padding,
             )
         for at, ids in zip(group, said[:, longest:], strict=True):
             found[at] = _text(tokenizer, ids.tolist())
@@ -188,7 +187,7 @@ def _last_answer(row: Tokenized) -> tuple[Sequence[int], Sequence[int]]:
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+    text = tokenizer.decode(list(ids), skip_special_tokens=True)
     assert isinstance(text, str)
     return text.strip()
 

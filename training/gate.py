@@ -54,4 +54,7 @@ def _better(gate: Gate, value: float, other: Scores | None) -> tuple[bool, str]:
 def _forgetting(forgetting: float | None, limit: float) -> tuple[bool, str]:
     if forgetting is None:
         return False, "forgetting could not be measured: the base has no token to begin text with"
-    return forgetting <= limit, f"forgetting {forgetting:.4g} nats a token, at most {limit:g} wanted"
+    return (
+        forgetting <= limit,
+        f"forgetting {forgetting:.4g} nats a token, at most {limit:g} wanted",
+    )

@@ -21,7 +21,7 @@ def sample(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[Tokenized]:
 
     torch's random state is left as it was.
     """
-    start = tokenizer.bos_token_id
+    start: Any = tokenizer.bos_token_id
     if start is None:
         start = tokenizer.eos_token_id
     if start is None:
@@ -39,8 +39,8 @@ def sample(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[Tokenized]:
             top_p=1.0,
             pad_token_id=tokenizer.pad_token_id,
         )
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    told = model.generation_config.eos_token_id
+    ends: set[int] = {told} if isinstance(told, int) else set(told or ())
     return [row for row in (_row(ids, ends) for ids in drawn.tolist()) if row.learned]
 
 

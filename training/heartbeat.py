@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 class Heartbeat:
     """A thread that renews a lease, within a `with`. Others may set `progress` at any time."""
 
-    def __init__(self, queue: JobQueue, lease: Lease, *, every_s: float) -> None:
+    def __init__(self, queue: JobQueue, lease: Lease) -> None:
         self.progress: Mapping[str, Any] | None = None
         self.wish: Wish = ""
         self._queue = queue
         self._lease = lease
-        self._every_s = every_s
+        self._every_s = queue.lease_s / 3
         self._lost: LeaseLost | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)

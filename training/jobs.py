@@ -178,7 +178,7 @@ class JobQueue:
     def __init__(self, database: Database, *, base: str, lease_s: float = 60.0) -> None:
         self._database = database
         self._base = base
-        self._lease_s = lease_s
+        self.lease_s = lease_s
 
     def claim(self, worker: str) -> Lease | None:
         """The oldest job that waits, or whose worker let its lease expire, if there is one."""
@@ -198,7 +198,7 @@ class JobQueue:
                     status="running",
                     worker=worker,
                     fence=row.fence + 1,
-                    lease_until=time.time() + self._lease_s,
+                    lease_until=time.time() + self.lease_s,
                     started_at=job.started_at or _now(),
                 )
                 _note(connection, job.id, f"Worker {worker} has taken the job.")
@@ -214,7 +214,7 @@ class JobQueue:
         """Makes the lease good for its time again, and says what is wished. Raises LeaseLost."""
         with self._database.write() as connection:
             job = require(connection, lease)
-            _set(connection, job.id, lease_until=time.time() + self._lease_s)
+            _set(connection, job.id, lease_until=time.time() + self.lease_s)
         return job.wish
 
     def note(

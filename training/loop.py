@@ -5,14 +5,13 @@ Here: train, Watch, Curves. Not here: the adapter (methods/), rows (rows.py), wh
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from datasets import Dataset
-from torch import nn
+from safetensors.torch import load_file, save_file
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -21,10 +20,17 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from training.best_weights import BestWeights
+from training.methods.optimizer import optimizer_groups
+from training.methods.trainable import Trainable, after_step, progress, resume
 from training.plan import Plan
+
+TRAINED, STATE = "trained.safetensors", "trainer_state.json"  # in a checkpoint
 
 LOGGED_POINTS = 200
 """Of a run's loss curve, about."""
@@ -67,49 +73,65 @@ class Watch(Protocol):
 
 
 def train(
-    model: nn.Module,
+    trainable: Trainable,
     tokenizer: PreTrainedTokenizerBase,
     plan: Plan,
     rows: Dataset,
     held_out: Dataset | None,
     *,
-    optimizer: torch.optim.Optimizer,
     folder: Path,
     watch: Watch,
-    callbacks: Sequence[TrainerCallback] = (),
-    resume: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[Curves, Progress]:
-    """Trains what of `model` requires a gradient, to the plan's end or as early as it allows.
+    """Trains to the plan's end, or as early as it allows.
 
-    `folder` takes the trainer's files. `resume` is a checkpoint of the same plan, base and rows: the
-    run goes on as if it had never ended, to the same bits on the same kind of machine and with the
-    same number of threads.
+    `folder` takes the trainer's files. `checkpoint` is of the same plan, base and rows: the
+    run goes on as if it had never ended, to the same bits on the same kind of machine and with
+    the same number of threads.
     """
     watcher = _Watcher(watch, plan)
-    best = [BestWeights(model, plan.patience)] if plan.patience and held_out is not None else []
-    trainer_class = _Dpo if plan.preference else _Sft
+    stops = plan.patience is not None and held_out is not None
+    best = [BestWeights(trainable, plan.patience)] if stops else []
+    model = trainable.model
+    device = next(model.parameters()).device
+    trainer_class: Any = _Dpo if plan.preference else _Sft
     trainer = trainer_class(
+        trainable,
         model=model,
-        args=_arguments(plan, folder, evaluate=held_out is not None, device=_device(model)),
+        args=_arguments(plan, folder, evaluate=held_out is not None, device=device),
         train_dataset=rows,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        optimizers=(optimizer, None),
-        callbacks=[*callbacks, *best, watcher],  # the watcher last: it ships what others add
+        optimizers=(_optimizer(trainable, plan), None),
+        # The watcher last: it ships what others add.
+        callbacks=[_AfterStep(trainable), *best, watcher],
     )
     trainer.remove_callback(PrinterCallback)
-    if resume is not None:
+    if checkpoint is not None:
         for callback in best:
-            callback.restore(resume)
-        watcher.restore(resume)
-    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+            callback.restore(checkpoint)
+        watcher.restore(checkpoint)
+    state = trainer.state
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
+    if checkpoint is not None and state.global_step >= plan.steps:
+        resume(trainable, load_file(checkpoint / TRAINED))  # transformers would make one more step
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        state = trainer.state
     for callback in best:
         callback.put_back()
-    return watcher.curves, watcher.progress(trainer.state)
+    return watcher.curves, watcher.progress(state)
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+def _optimizer(trainable: Trainable, plan: Plan) -> torch.optim.Optimizer:
+    groups = optimizer_groups(
+        trainable.model,
+        plan.adapter,
+        learning_rate=plan.learning_rate,
+        weight_decay=plan.weight_decay,
+    )
+    return torch.optim.AdamW(groups)
 
 
 def _arguments(
@@ -147,18 +169,53 @@ def _arguments(
     return SFTConfig(packing=plan.packing, eval_packing=False, shuffle_dataset=False, **known)
 
 
-class _Sft(SFTTrainer):
+class _Checkpoints:
+    """A trainer whose checkpoints hold what was trained, whole, and nothing of the base.
+
+    transformers' own would hold all of a model that is not PEFT's, and lack what PEFT's files do.
+    """
+
+    def __init__(self, trainable: Trainable, **arguments: Any) -> None:
+        self._trainable = trainable
+        super().__init__(**arguments)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert output_dir is not None
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(progress(self._trainable), folder / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        resume(self._trainable, load_file(Path(resume_from_checkpoint, TRAINED)))
+
     def create_model_card(self, *_args: Any, **_kwargs: Any) -> None:
         """None: trl writes one with every checkpoint, and may look the base up at a hub."""
 
 
-class _Dpo(DPOTrainer):
-    def create_model_card(self, *_args: Any, **_kwargs: Any) -> None:
-        """As above."""
+class _Sft(_Checkpoints, SFTTrainer):
+    pass
 
+
+class _Dpo(_Checkpoints, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, *_args: Any, **_kwargs: Any) -> Any:
         """Rows have their tokens already, the very ones that the server would see."""
         return dataset
+
+
+class _AfterStep(TrainerCallback):
+    """What some methods do once the optimizer has stepped."""
+
+    def __init__(self, trainable: Trainable) -> None:
+        self._trainable = trainable
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        after_step(self._trainable, state.global_step)
 
 
 class _Watcher(TrainerCallback):
@@ -173,9 +230,9 @@ class _Watcher(TrainerCallback):
 
     def restore(self, folder: Path) -> None:
         """Takes up the curves from a checkpoint's log."""
-        state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(folder / STATE))
         for entry in state.log_history:
-            self._take(entry["step"], entry)
+            self._take(int(entry["step"]), entry)
         self._tokens_before = self._tokens()
 
     def progress(self, state: TrainerState) -> Progress:

@@ -1,6 +1,7 @@
 """A training file as rows of token ids on disk, in the columns that trl's trainers take.
 
-Here: supervised_rows, preference_rows, split. Not here: one example's tokens (tokens.py).
+Here: supervised_rows, preference_rows, split, batches, tokenized. Not here: one example's tokens
+(tokens.py).
 Memory does not grow with the file: rows are Arrow files that are mapped.
 """
 
@@ -9,13 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 from datasets import Dataset, Features, List, Value
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adapters_store.errors import InvalidDataset, InvalidRequest
 from training.dataset import MAX_FAULTS, LineFault, require_no_faults
 from training.examples import Example, PreferenceExample, read_example
-from training.tokens import tokenize, tokenize_preference
+from training.tokens import NOT_LEARNED, Tokenized, tokenize, tokenize_preference
 
 MAX_HELD_OUT = 500
 """More rows than these tell little more about a loss, and take time."""
@@ -81,6 +84,35 @@ def split(rows: Dataset, share: float, *, seed: int) -> tuple[Dataset, Dataset |
         return rows, None
     parts = rows.train_test_split(test_size=held_out, seed=seed)
     return parts["train"], parts["test"]
+
+
+def batches(rows: Dataset, size: int) -> Iterator[dict[str, Tensor]]:
+    """input_ids, attention_mask and labels, each [size, longest], in the rows' order.
+
+    Of preferences, the prompts with the better answers.
+    """
+    for start in range(0, len(rows) - size + 1, size):
+        group = tokenized(rows.select(range(start, start + size)))
+        longest = max(len(row.input_ids) for row in group)
+        inputs = torch.zeros(size, longest, dtype=torch.int64)
+        mask, labels = torch.zeros_like(inputs), torch.full_like(inputs, NOT_LEARNED)
+        for at, row in enumerate(group):
+            inputs[at, : len(row.input_ids)] = torch.tensor(row.input_ids)
+            mask[at, : len(row.input_ids)] = 1
+            labels[at, : len(row.labels)] = torch.tensor(row.labels)
+        yield {"input_ids": inputs, "attention_mask": mask, "labels": labels}
+
+
+def tokenized(rows: Dataset) -> list[Tokenized]:
+    """Rows in memory; of preferences, the prompts with the better answers."""
+    if "labels" in rows.column_names:
+        columns = (rows["input_ids"], rows["labels"])
+        return [Tokenized(tuple(ids), tuple(labels)) for ids, labels in zip(*columns, strict=True)]
+    columns = (rows["prompt_ids"], rows["chosen_ids"])
+    return [
+        Tokenized((*prompt, *chosen), (*[NOT_LEARNED] * len(prompt), *chosen))
+        for prompt, chosen in zip(*columns, strict=True)
+    ]
 
 
 def _written(

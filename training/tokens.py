@@ -1,6 +1,7 @@
 """Examples as the base reads them: token ids, and which of them are learned.
 
-Here: Tokenized, tokenize, Preference, tokenize_preference. Not here: a line's form (examples.py), batches, trainers.
+Here: Tokenized, tokenize, Preference, tokenize_preference. Not here: a line's form (examples.py),
+batches, trainers.
 
 A prompt is tokenised as the server tokenises a request, and what is learned as what a model
 answers: token after token from there, up to the end that stops it. So training sees what serving
@@ -9,6 +10,7 @@ will.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -152,7 +154,7 @@ def _joined(pieces: Sequence[_Piece], tokenizer: PreTrainedTokenizerBase) -> Tok
     """All pieces in a row, ended as an answer ends: else a model would never learn to stop."""
     ids = [token for piece in pieces for token in piece.ids]
     labels = [token if piece.learned else NOT_LEARNED for piece in pieces for token in piece.ids]
-    end = tokenizer.eos_token_id
+    end: Any = tokenizer.eos_token_id  # an int, whatever transformers' annotations allow for
     if end is not None and end not in pieces[-1].ids:
         ids.append(end)
         labels.append(end)

@@ -1,0 +1,126 @@
+"""Puts a training worker together and runs it until told to stop: `adapterd worker`.
+
+Here: run, workplace, signals, niceness. Not here: jobs (training/), the server.
+"""
+
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import warnings
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import demo
+from adapters_store.content import AdapterContent, AdapterFacts, BaseModel
+from adapters_store.store import AdapterStore
+from server.adapters import methods
+from server.adapters.slot_rows import SlotLimits, slot_limits
+from server.config import Settings, SettingsError
+from server.engine.base_files import resolve_model
+from server.inspect_adapter import base_of, with_norms
+from server.open_store import blob_place, open_store
+
+logger = logging.getLogger(__name__)
+
+
+def run(settings: Settings, *, niceness: int, lease_s: float, until_empty: bool) -> int:
+    """Works until a signal, or until no job waits; returns the exit status.
+
+    Raises SettingsError, Unavailable, StoreCorrupt, EngineStartFailed (no such base).
+    """
+    _log(settings)
+    os.nice(niceness)
+    try:
+        from training.worker import work
+    except ModuleNotFoundError as missing:
+        raise SettingsError(
+            f"training needs {missing.name}, which is not installed: pip install 'adapterd[train]'"
+        ) from None
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    stop, heard = threading.Event(), []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, partial(_hear, stop, heard))
+    gc.freeze()  # what is imported stays
+    with closing(open_store(settings, blob_place(settings))) as store:
+        place = workplace(settings, store, lease_s=lease_s)
+        name = f"{socket.gethostname()}-{os.getpid()}"
+        print(f"worker {name} waits for jobs on {settings.base_name}", flush=True)
+        work(place, name=name, stop=stop, until_empty=until_empty)
+    return 128 + heard[0] if heard else 0
+
+
+def workplace(settings: Settings, store: AdapterStore, *, lease_s: float):
+    """What every job is worked on with; adapters are checked as a server with these settings would.
+
+    Raises EngineStartFailed, InvalidRequest.
+    """
+    from training.base import BaseFolder
+    from training.checkpoints import CheckpointShelf
+    from training.jobs import JobQueue
+    from training.run import Workplace
+
+    folder = resolve_model(settings.model or str(demo.base_path()))
+    return Workplace(
+        store=store,
+        base=BaseFolder(settings.base_name, folder, settings.device),
+        check=_Checker(settings, folder),
+        queue=JobQueue(store.database, base=settings.base_name, lease_s=lease_s),
+        shelf=CheckpointShelf(store.database, store.objects, store.staging),
+    )
+
+
+class _Checker:
+    """Checks adapters against the base, which is looked at when the first one comes."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._known: tuple[BaseModel, SlotLimits] | None = None
+
+    def __call__(self, content: AdapterContent) -> AdapterFacts:
+        """Raises InvalidAdapter, UnsupportedAdapter."""
+        if self._known is None:
+            base = with_norms(base_of(str(self._folder)), self._folder)
+            limits = slot_limits(
+                base.modules.values(),
+                torch.float32,
+                slots=self._settings.max_resident_adapters,
+                max_rank=self._settings.max_rank,
+                slot_bytes=self._settings.slot_bytes,
+            )
+            self._known = base, limits
+        base, limits = self._known
+        return methods.check(content, base, limits=limits)
+
+
+def _hear(stop: threading.Event, heard: list[int], number: int, _frame: object) -> None:
+    if stop.is_set():  # a second signal: at once
+        os._exit(128 + number)
+    heard.append(number)
+    stop.set()
+    print("giving the job back; a second signal ends at once", file=sys.stderr)
+
+
+def _log(settings: Settings) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for name in (
+        "alembic",
+        "aiobotocore",
+        "httpx2",
+        "datasets",
+        "matplotlib",
+        "fsspec",
+        "accelerate",
+    ):
+        logging.getLogger(name).setLevel("WARNING")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between the trainers' libraries

@@ -1,0 +1,338 @@
+"""Works on one job from its claim to its end.
+
+Here: Workplace, work_on. Not here: which job (worker.py), each of the steps.
+"""
+
+import gc
+import logging
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+from datasets import Dataset
+from transformers.utils import logging as transformers_logging
+
+from adapters_store.content import Check
+from adapters_store.errors import (
+    AdapterdError,
+    AliasMoved,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    TooLarge,
+)
+from adapters_store.store import AdapterStore
+from training.base import BaseFolder, load_model
+from training.checkpoints import CheckpointShelf
+from training.gate import Verdict, judge
+from training.general_text import sample
+from training.heartbeat import Heartbeat
+from training.jobs import JobQueue, Lease, LeaseLost
+from training.loop import Curves, Progress, train
+from training.methods.quantized import quantization_config
+from training.methods.trainable import attach, save
+from training.plan import Plan, settle
+from training.publish import Outcome, current_folder, publish_job
+from training.rows import batches, preference_rows, split, supervised_rows, tokenized
+from training.spec import JobRequest
+from training.tokens import Tokenized
+from training.trial import Comparison, Questions, compare
+from training.watch import JobStopped, JobWatch
+
+logger = logging.getLogger(__name__)
+
+ASKED = (InvalidRequest, Conflict, NotFound, TooLarge)
+"""Faults of what was asked: trying again would end alike."""
+
+MAX_CAUSE = 2000  # characters of what an unforeseen failure says
+
+RESCORED = 5
+"""So often may a name move between its version's scores and its move, before the job gives up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What every job is worked on with."""
+
+    store: AdapterStore
+    base: BaseFolder
+    check: Check  # whether servers would take an adapter
+    queue: JobQueue
+    shelf: CheckpointShelf
+
+
+def work_on(place: Workplace, lease: Lease, stop: threading.Event) -> None:
+    """Ends with the job over, failed once, given back, or lost to another worker.
+
+    `stop` asks for it to be given back soon, with a checkpoint. Raises Unavailable if not even the
+    job's failure could be told.
+    """
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    queue = place.queue
+    try:
+        _attempt(place, lease, stop)
+    except LeaseLost as lost:
+        logger.warning("%s: nothing of this worker's counts", lost)
+    except JobStopped:
+        with suppress(LeaseLost):
+            queue.heed(lease)
+    except AdapterdError as fault:
+        with suppress(LeaseLost):
+            queue.fail(lease, fault.message, final=isinstance(fault, ASKED))
+    except Exception as fault:
+        logger.exception("%s failed", lease.job.id)
+        with suppress(LeaseLost):
+            queue.fail(lease, f"{type(fault).__name__}: {fault}"[:MAX_CAUSE])
+    finally:
+        gc.collect()  # a failed run's model is in cycles with its traceback
+    place.shelf.discard_ended()
+
+
+def _attempt(place: Workplace, lease: Lease, stop: threading.Event) -> None:
+    with (
+        Heartbeat(place.queue, lease) as heart,
+        tempfile.TemporaryDirectory(prefix="adapterd-job-") as scratch,
+    ):
+        _Run(place, lease, heart, stop, Path(scratch)).run()
+
+
+class _Run:
+    """One attempt at a job."""
+
+    def __init__(
+        self,
+        place: Workplace,
+        lease: Lease,
+        heart: Heartbeat,
+        stop: threading.Event,
+        scratch: Path,
+    ) -> None:
+        self._place = place
+        self._lease = lease
+        self._heart = heart
+        self._stop = stop
+        self._scratch = scratch
+        self._request = JobRequest.model_validate(lease.job.spec)
+        self._tokenizer = place.base.tokenizer()
+
+    def run(self) -> None:
+        began = time.monotonic()
+        options = self._request.adapterd
+        shape = self._place.base.shape()
+        longest = min(options.max_tokens or shape.max_tokens, shape.max_tokens)
+        rows, held_out = self._rows(longest)
+        seed = self._request.seed or 0
+        plan = settle(
+            self._request, seed=seed, rows=len(rows), base=shape, tokenizer=self._tokenizer
+        )
+        quantization = quantization_config(plan.adapter)
+        model = load_model(self._place.base, options.dtype, quantization)
+        general = self._general(model, longest)
+        folder = self._scratch / "adapter"
+        told = self._trained(model, plan, rows, held_out, folder)
+        del model
+        self._heart.check()
+        held = [] if held_out is None else tokenized(held_out)
+        questions = Questions(held, general, answered=options.eval_examples)
+        for attempt in range(1, RESCORED + 1):
+            outcome = self._outcome(plan, told, folder, questions, time.monotonic() - began)
+            self._leave_if_asked()
+            try:
+                publish_job(
+                    self._place.store,
+                    self._place.queue,
+                    self._lease,
+                    outcome,
+                    check=self._place.check,
+                )
+            except AliasMoved:
+                if attempt == RESCORED:
+                    raise
+                self._note(f"{outcome.name} was moved meanwhile: its version is scored again.")
+            else:
+                return
+
+    def _leave_if_asked(self) -> None:
+        self._heart.check()
+        if self._heart.wish == "cancel":
+            raise JobStopped
+
+    def _rows(self, longest: int) -> tuple[Dataset, Dataset | None]:
+        """To train on, and to evaluate on."""
+        request = self._request
+        rows = self._read("training_file", request.training_file, longest)
+        seed = request.seed or 0
+        if request.validation_file is not None:
+            held_out = self._read("validation_file", request.validation_file, longest)
+            self._note(f"{len(rows)} examples to train on, {len(held_out)} to evaluate on.")
+            return rows, held_out
+        rows, held_out = split(rows, request.adapterd.holdout, seed=seed)
+        count = 0 if held_out is None else len(held_out)
+        self._note(f"{len(rows)} examples to train on, {count} held out to evaluate on.")
+        return rows, held_out
+
+    def _read(
+        self, field: str, file_id: str, longest: int, *, kind: Literal["own", "text"] = "own"
+    ) -> Dataset:
+        preference = self._request.method.type == "dpo" and kind == "own"
+        reader = preference_rows if preference else supervised_rows
+        _, content = self._place.store.files.open(file_id)
+        with content:
+            return reader(
+                content,
+                self._tokenizer,
+                max_tokens=longest,
+                folder=self._scratch / "rows" / field.replace(".", "-"),
+                field=field,
+            )
+
+    def _general(self, model: Any, longest: int) -> list[Tokenized]:
+        named = self._request.adapterd.general_file
+        if named is None:
+            return sample(model, self._tokenizer)
+        rows = self._read("adapterd.general_file", named, longest, kind="text")
+        return tokenized(rows)[:200]
+
+    def _trained(
+        self, model: Any, plan: Plan, rows: Dataset, held_out: Dataset | None, folder: Path
+    ) -> "_Trained":
+        """Trains, from the job's last checkpoint if it has one, and saves into `folder`."""
+        attached = attach(
+            model,
+            plan.adapter,
+            seed=plan.seed,
+            total_steps=plan.steps,
+            batches=lambda: batches(rows, plan.batch_size),
+        )
+        self._note(
+            f"{attached.parameters:,} of {attached.total:,} parameters are trained, by "
+            f"{plan.adapter.method} of rank {plan.adapter.rank}, in {plan.steps} steps of "
+            f"{plan.batch_size} examples at a rate of {plan.learning_rate:.2g}."
+        )
+        checkpoint = self._scratch / "checkpoint"
+        step = self._place.shelf.restore(self._lease.job.id, checkpoint)
+        if step is not None:
+            self._note(f"Going on from step {step}.")
+        watch = JobWatch(
+            self._place.queue,
+            self._place.shelf,
+            self._lease,
+            self._heart,
+            self._stop,
+            steps=plan.steps,
+        )
+        curves, progress = train(
+            attached,
+            self._tokenizer,
+            plan,
+            rows,
+            held_out,
+            folder=self._scratch / "trainer",
+            watch=watch,
+            checkpoint=None if step is None else checkpoint,
+        )
+        save(attached, folder, base_name=self._place.base.name)
+        return _Trained(curves, progress, attached.parameters, attached.total)
+
+    def _outcome(
+        self,
+        plan: Plan,
+        told: "_Trained",
+        folder: Path,
+        questions: Questions,
+        seconds: float,
+    ) -> Outcome:
+        """Scores the adapter beside what is served, and decides what becomes of it."""
+        options = self._request.adapterd
+        assert options.name is not None, "the API settles it"
+        current, served = None, self._scratch / f"current-{time.monotonic_ns()}"
+        if options.publish:
+            current = current_folder(self._place.store, options.name, served)
+        scores = compare(
+            self._place.base,
+            self._tokenizer,
+            folder,
+            None if current is None else served,
+            questions,
+        )
+        verdict = self._verdict(scores)
+        passed = verdict is None or verdict.passed
+        # A name's first version is what it means, whatever is wished: so a failed one is not made.
+        published = options.publish and (passed or current is not None)
+        return Outcome(
+            folder=folder,
+            name=options.name if published else None,
+            promote=passed,
+            current=current,
+            report=self._report(plan, told, scores, verdict, seconds),
+            result={
+                "hyperparameters": {
+                    "n_epochs": plan.epochs,
+                    "batch_size": plan.batch_size,
+                    "learning_rate_multiplier": self._multiplier(),
+                },
+                "trained_tokens": told.progress.tokens,
+            },
+        )
+
+    def _multiplier(self) -> float:
+        asked = self._request.hyper.learning_rate_multiplier
+        return 1.0 if asked == "auto" else asked
+
+    def _verdict(self, scores: Comparison) -> Verdict | None:
+        gate = self._request.adapterd.gate
+        if gate is None:
+            return None
+        verdict = judge(
+            gate,
+            new=scores.new,
+            base=scores.base,
+            current=scores.current,
+            forgetting=scores.forgetting,
+        )
+        told = "The gate is passed" if verdict.passed else "The gate is not passed, the name stays"
+        self._place.queue.note(
+            self._lease,
+            f"{told}: {'; '.join(verdict.reasons)}.",
+            level="info" if verdict.passed else "warn",
+        )
+        return verdict
+
+    def _report(
+        self,
+        plan: Plan,
+        told: "_Trained",
+        scores: Comparison,
+        verdict: Verdict | None,
+        seconds: float,
+    ) -> dict[str, Any]:
+        return {
+            "job": self._lease.job.id,
+            "adapter": None,
+            "plan": asdict(plan),
+            "trained_parameters": told.parameters,
+            "total_parameters": told.total,
+            "trained_tokens": told.progress.tokens,
+            "seconds": round(seconds, 1),
+            "scores": scores.as_json(),
+            "forgetting": scores.forgetting,
+            "gate": None if verdict is None else verdict.as_json(),
+            "curves": {"train": told.curves.train, "eval": told.curves.eval},
+        }
+
+    def _note(self, message: str) -> None:
+        self._place.queue.note(self._lease, message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    curves: Curves
+    progress: Progress
+    parameters: int
+    total: int
