@@ -54,6 +54,11 @@ def development(folder: Path, *, seed: int, held_out: float = 0.1) -> Split:
     return Split(train=tuple(facts[count:]), held_out=tuple(facts[:count]))
 
 
+def whole_test_set(folder: Path) -> tuple[Facts, ...]:
+    """testset_w_refs.csv."""
+    return tuple(_read(folder / "testset_w_refs.csv"))
+
+
 def sample_of_test_set(folder: Path, count: int, *, seed: int) -> Sequence[Facts]:
     """`count` mrs of testset_w_refs.csv, drawn by `seed`, each with all its references."""
     return random.Random(seed).sample(_read(folder / "testset_w_refs.csv"), count)
