@@ -4,6 +4,7 @@ Here: FileShelf, FileRecord. Not here: what is in a file (training/), HTTP.
 """
 
 import hashlib
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from adapters_store.strict_json import shorten
 
 CHUNK_BYTES = 1 << 20
 Order = Literal["asc", "desc"]
+_ID = re.compile(r"file-[0-9a-f]{24}")  # another may not even be text to the database
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class FileShelf:
 
     def get(self, file_id: str) -> FileRecord:
         """Raises FileNotKept."""
+        if not _ID.fullmatch(file_id):
+            raise _not_kept(file_id)
         with self._database.read() as connection:
             row = connection.execute(select(files).where(files.c.id == file_id)).first()
         if row is None:
@@ -102,6 +106,8 @@ class FileShelf:
 
     def delete(self, file_id: str) -> None:
         """Raises FileNotKept; Unavailable, with the file gone but for its bytes."""
+        if not _ID.fullmatch(file_id):
+            raise _not_kept(file_id)
         with self._database.write() as connection:
             gone = connection.execute(files.delete().where(files.c.id == file_id))
         if not gone.rowcount:

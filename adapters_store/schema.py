@@ -117,6 +117,7 @@ jobs = Table(
     Column("failures", Integer, nullable=False, server_default="0"),
     Column("error", Text),
     Column("result", JSON),
+    Column("progress", JSON),
     Column("created_at", BigInteger, nullable=False, index=True),  # Unix seconds, as the next two
     Column("started_at", BigInteger),
     Column("finished_at", BigInteger),

@@ -7,12 +7,12 @@ are in seconds. Not here: HTTP, the decision what to count when.
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
@@ -117,6 +117,12 @@ class Metrics:
             EngineCollector(engine, self._names, model_name, max_resident_adapters, eviction)
         )
         ProcessCollector(registry=registry)
+        self._training_jobs = Gauge(
+            "adapterd_training_jobs",
+            "Fine-tuning jobs of this base in the catalog, by status.",
+            ("status",),
+            registry=registry,
+        )
 
     def learn_name(self, digest: str, name: str) -> None:
         """That this version is the adapter `name`'s."""
@@ -126,6 +132,12 @@ class Metrics:
         """A meter for one prompt that is about to go to the engine."""
         name = self._model_name if adapter is None else self._labels.of(adapter.name)
         return RequestMeter(self._requests, name, request)
+
+    def set_training_jobs(self, counts: Mapping[str, int] | None) -> None:
+        """Jobs by status, as of a few seconds ago at most; None, and none is told: not known."""
+        self._training_jobs.clear()
+        for status, count in (counts or {}).items():
+            self._training_jobs.labels(status).set(count)
 
     def render(self) -> bytes:
         """What /metrics answers, in Prometheus' text format."""

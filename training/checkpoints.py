@@ -8,6 +8,7 @@ its bytes: it is what a job goes on from.
 """
 
 import hashlib
+import re
 import shutil
 import tarfile
 import tempfile
@@ -24,8 +25,15 @@ from sqlalchemy import Row, select
 from adapters_store.database import Database
 from adapters_store.errors import AdapterdError, InvalidRequest, StoreCorrupt
 from adapters_store.objects import Objects
+<<<<<<< HEAD
 from adapters_store.schema import checkpoints, jobs
 from training.jobs import ENDED, Lease, require
+=======
+from adapters_store.schema import checkpoints
+from training.jobs import Lease, require, storable
+
+_ID = re.compile(r"ftckpt-[0-9a-f]{24}")  # another may not even be text to the database
+>>>>>>> 48c520f32707f39b7de24a81a7d5a26e27b9118a
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +71,7 @@ class CheckpointShelf:
         with self._database.read() as connection:
             if after is not None:
                 known = select(checkpoints).where(mine, checkpoints.c.id == after)
-                last = connection.execute(known).first()
+                last = connection.execute(known).first() if _ID.fullmatch(after) else None
                 if last is None:
                     raise InvalidRequest("the job has no such checkpoint", param="after")
                 query = query.where(checkpoints.c.step < last.step)
@@ -111,7 +119,7 @@ class CheckpointShelf:
                     id=record.id,
                     job_id=record.job_id,
                     step=record.step,
-                    metrics=dict(record.metrics),
+                    metrics=storable(record.metrics),
                     sha256=digest,
                     created_at=record.created_at,
                 )

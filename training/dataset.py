@@ -1,7 +1,7 @@
 """A training file as a whole: every bad line by number and reason, before anything runs.
 
-Here: check_dataset, examples_of. Not here: one line's form (examples.py), where files rest,
-tokens. Memory is bounded by the longest line taken, however long the file or its lines are.
+Here: check_dataset, examples_of, format_of. Not here: one line's form (examples.py), where files
+rest, tokens. Memory is bounded by the longest line taken, however long the file or its lines are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -84,6 +84,13 @@ def examples_of(file: BinaryIO) -> Iterator[Example]:
     for line, _ in _lines(file):
         assert line is not None, "the file is not the one that was checked"
         yield read_example(line)[1]
+
+
+def format_of(file: BinaryIO) -> Format:
+    """The form of a file that `check_dataset` found sound, by its first line."""
+    line, _ = next(_lines(file))
+    assert line is not None, "the file is not the one that was checked"
+    return read_example(line)[0]
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[bytes | None, int]]:

@@ -10,13 +10,15 @@ first finds the fence unchanged, so one that was stopped past its lease and wake
 results are kept does not depend on them.
 """
 
+import math
+import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from sqlalchemy import Connection, Row, Select, and_, or_, select
+from sqlalchemy import Connection, Row, Select, and_, func, or_, select
 
 from adapters_store.database import Database
 from adapters_store.errors import Conflict, InvalidRequest, JobNotFound
@@ -32,6 +34,12 @@ ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 MAX_FAILURES = 3
 """So many, a worker's death among them, and the job has failed."""
 
+SCAN = 200
+"""Jobs that are read at a time where a filter looks at each."""
+
+LAST_EVENT = 2**31 - 1  # the column holds no higher number, and could not be compared with one
+_ID = re.compile(r"ftjob-[0-9a-f]{24}")
+
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
@@ -44,6 +52,7 @@ class JobRecord:
     failures: int
     error: str | None  # the last cause, once it has failed
     result: Mapping[str, Any] | None
+    progress: Mapping[str, Any] | None  # as its worker told it last, since it took the job
     created_at: int  # Unix seconds, as the others
     started_at: int | None
     finished_at: int | None
@@ -78,9 +87,11 @@ class JobBook:
         self._database = database
         self._base = base
 
-    def create(self, spec: Mapping[str, Any], *, owner: str = "default") -> JobRecord:
-        """Queues a job."""
-        job_id = f"ftjob-{uuid.uuid4().hex[:24]}"
+    def create(
+        self, spec: Mapping[str, Any], *, owner: str = "default", job_id: str | None = None
+    ) -> JobRecord:
+        """Queues a job; `job_id` is one of `new_job_id`, where the spec has to name it."""
+        job_id = job_id or new_job_id()
         with self._database.write() as connection:
             connection.execute(
                 jobs.insert().values(
@@ -100,21 +111,42 @@ class JobBook:
         with self._database.read() as connection:
             return _get(connection, job_id, self._base)
 
-    def list(self, *, limit: int, after: str | None = None) -> tuple[tuple[JobRecord, ...], bool]:
+    def list(
+        self,
+        *,
+        limit: int,
+        after: str | None = None,
+        wanted: Callable[[JobRecord], bool] | None = None,
+    ) -> tuple[tuple[JobRecord, ...], bool]:
         """Up to `limit`, the newest first, those older than the job `after`; whether more follow.
 
-        Raises InvalidRequest if there is no job `after`.
+        With `wanted` those only. Raises InvalidRequest if there is no job `after`.
         """
-        last = None
+        found: list[JobRecord] = []
+        batch = limit if wanted is None else SCAN
         with self._database.read() as connection:
-            if after is not None:
-                try:
-                    last = _get(connection, after, self._base)
-                except JobNotFound as gone:
-                    raise InvalidRequest(gone.message, param="after") from None
-            query = by_age(jobs, limit=limit, behind=last).where(jobs.c.base == self._base)
-            found = tuple(_record(row) for row in connection.execute(query))
-        return found[:limit], len(found) > limit
+            last = None if after is None else self._behind(connection, after)
+            while len(found) <= limit:
+                query = by_age(jobs, limit=batch, behind=last).where(jobs.c.base == self._base)
+                rows = [_record(row) for row in connection.execute(query)]
+                found += rows if wanted is None else filter(wanted, rows)
+                if len(rows) <= batch:
+                    break
+                last = rows[-1]
+        return tuple(found[:limit]), len(found) > limit
+
+    def _behind(self, connection: Connection, after: str) -> JobRecord:
+        try:
+            return _get(connection, after, self._base)
+        except JobNotFound as gone:
+            raise InvalidRequest(gone.message, param="after") from None
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each status; every one of them is there."""
+        query = select(jobs.c.status, func.count()).where(jobs.c.base == self._base)
+        with self._database.read() as connection:
+            rows = connection.execute(query.group_by(jobs.c.status)).all()
+        return dict.fromkeys(get_args(Status), 0) | {row[0]: row[1] for row in rows}
 
     def events(
         self, job_id: str, *, limit: int, after: int | None = None
@@ -125,7 +157,7 @@ class JobBook:
         """
         query: Select[Any] = select(job_events).where(job_events.c.job_id == job_id)
         if after is not None:
-            query = query.where(job_events.c.id < after)
+            query = query.where(job_events.c.id < min(after, LAST_EVENT))
         query = query.order_by(job_events.c.id.desc()).limit(limit + 1)
         with self._database.read() as connection:
             _get(connection, job_id, self._base)
@@ -200,6 +232,7 @@ class JobQueue:
                     fence=row.fence + 1,
                     lease_until=time.time() + self.lease_s,
                     started_at=job.started_at or _now(),
+                    progress=None,
                 )
                 _note(connection, job.id, f"Worker {worker} has taken the job.")
                 return Lease(_get(connection, job.id, self._base), row.fence + 1)
@@ -210,11 +243,15 @@ class JobQueue:
         query = select(jobs).where(jobs.c.base == self._base, or_(waits, lost))
         return query.order_by(jobs.c.created_at, jobs.c.id).limit(1)
 
-    def renew(self, lease: Lease) -> Wish:
-        """Makes the lease good for its time again, and says what is wished. Raises LeaseLost."""
+    def renew(self, lease: Lease, progress: Mapping[str, Any] | None = None) -> Wish:
+        """Makes the lease good for its time again, and says what is wished. Raises LeaseLost.
+
+        `progress`: what the job's object tells from now on; None leaves that as it is.
+        """
+        told = {} if progress is None else {"progress": storable(progress)}
         with self._database.write() as connection:
             job = require(connection, lease)
-            _set(connection, job.id, lease_until=time.time() + self.lease_s)
+            _set(connection, job.id, lease_until=time.time() + self.lease_s, **told)
         return job.wish
 
     def note(
@@ -249,10 +286,23 @@ class JobQueue:
                 _release(connection, job.id, "queued")
 
 
+def new_job_id() -> str:
+    return f"ftjob-{uuid.uuid4().hex[:24]}"
+
+
+def storable(value: Any) -> Any:
+    """`value` as JSON can hold it: a loss that is no finite number becomes null."""
+    if isinstance(value, Mapping):
+        return {key: storable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def succeed(connection: Connection, lease: Lease, result: Mapping[str, Any], message: str) -> None:
     """Ends a job well, within the transaction that keeps what came of it. Raises LeaseLost."""
     job = require(connection, lease)
-    _release(connection, job.id, "succeeded", result=dict(result), finished_at=_now())
+    _release(connection, job.id, "succeeded", result=storable(result), finished_at=_now())
     _note(connection, job.id, message, data=result)
 
 
@@ -305,13 +355,14 @@ def _note(
     data: Mapping[str, Any] | None = None,
 ) -> None:
     values = {"job_id": job_id, "level": level, "message": message, "created_at": _now()}
-    values["data"] = None if data is None else dict(data)
+    values["data"] = storable(data)
     connection.execute(job_events.insert().values(values))
 
 
 def _get(connection: Connection, job_id: str, base: str) -> JobRecord:
     query = select(jobs).where(jobs.c.id == job_id, jobs.c.base == base)
-    row = connection.execute(query).first()
+    # Only an id that could exist reaches the database: others may not even be text to it.
+    row = connection.execute(query).first() if _ID.fullmatch(job_id) else None
     if row is None:
         raise JobNotFound(
             f"no fine-tuning job has the id {shorten(job_id)}; GET /v1/fine_tuning/jobs lists them",

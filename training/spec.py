@@ -8,10 +8,20 @@ Fields and bounds: OpenAI's reference of POST /v1/fine_tuning/jobs.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
-Auto = Literal["auto"]
+from adapters_store.errors import InvalidRequest, UnsupportedParameter
+from adapters_store.strict_json import shorten
+
+Auto = Annotated[Literal["auto"], Tag("~auto")]  # a "~" keeps a tag out of the field's path
 NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 PeftMethod = Literal[
@@ -22,6 +32,17 @@ Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "inv
 Metric = Literal["eval_loss", "exact_match", "f1"]
 
 
+def _auto_or_number(value: Any) -> str:
+    return "~auto" if isinstance(value, str) else "~number"
+
+
+_OR_AUTO = Discriminator(_auto_or_number)
+Epochs = Annotated[Auto | Annotated[int, Field(ge=1, le=100), Tag("~number")], _OR_AUTO]
+BatchSize = Annotated[Auto | Annotated[int, Field(ge=1, le=1024), Tag("~number")], _OR_AUTO]
+Multiplier = Annotated[Auto | Annotated[float, Field(gt=0, le=1000), Tag("~number")], _OR_AUTO]
+Beta = Annotated[Auto | Annotated[float, Field(gt=0, le=2), Tag("~number")], _OR_AUTO]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -29,15 +50,15 @@ class _Part(BaseModel):
 class Hyperparameters(_Part):
     """OpenAI's; a multiplier of 1 is the rate that suits the base and the method."""
 
-    n_epochs: Auto | Annotated[int, Field(ge=1, le=100)] = "auto"
-    batch_size: Auto | Annotated[int, Field(ge=1, le=1024)] = "auto"
-    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000)] = "auto"
+    n_epochs: Epochs = "auto"
+    batch_size: BatchSize = "auto"
+    learning_rate_multiplier: Multiplier = "auto"
 
 
 class DpoHyperparameters(Hyperparameters):
     """`beta`: how much the policy is kept near the base (DPO, arXiv:2305.18290)."""
 
-    beta: Auto | Annotated[float, Field(gt=0, le=2)] = "auto"
+    beta: Beta = "auto"
 
 
 class Supervised(_Part):
@@ -55,6 +76,17 @@ class Method(_Part):
     supervised: Supervised | None = None
     dpo: Dpo | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known_but_not_here(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("type") == "reinforcement":
+            raise UnsupportedParameter(
+                "method.type: 'reinforcement' is not supported by this server; use 'supervised', "
+                "or 'dpo' for preferences",
+                param="method.type",
+            )
+        return value
+
     @model_validator(mode="after")
     def _only_its_own(self) -> "Method":
         other = "dpo" if self.type == "supervised" else "supervised"
@@ -71,6 +103,10 @@ class Method(_Part):
         return own.hyperparameters
 
 
+Leaf = Annotated[str, Field(min_length=1, max_length=255)]
+Leaves = Annotated[tuple[Leaf, ...], Field(strict=False, max_length=256)]  # JSON has arrays
+
+
 class Peft(_Part):
     """The kind of adapter, and its shape. None: what suits the method, the base and the data."""
 
@@ -78,11 +114,11 @@ class Peft(_Part):
     rank: Annotated[int, Field(ge=1, le=1024)] | None = None
     alpha: Annotated[float, Field(gt=0, le=8192)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    targets: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None = None
+    targets: Annotated[Leaves, Field(min_length=1)] | None = None
     """Leaf names of linear modules ("q_proj"); None: all of them."""
-    modules_to_save: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    modules_to_save: Leaves = ()
     """Leaf names of modules that are trained whole ("embed_tokens")."""
-    trainable_tokens: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    trainable_tokens: Leaves = ()
     """Tokens whose embeddings are trained, each one token of the base's tokenizer."""
     virtual_tokens: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Of prompt tuning and its kin."""
@@ -147,7 +183,10 @@ class Options(_Part):
 
 
 class JobRequest(_Part):
-    """The body of POST /v1/fine_tuning/jobs."""
+    """The body of POST /v1/fine_tuning/jobs.
+
+    Besides pydantic's, its making raises UnsupportedParameter and InvalidRequest themselves.
+    """
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     training_file: Annotated[str, Field(min_length=1, max_length=63)]
@@ -168,13 +207,37 @@ class JobRequest(_Part):
             return value
         return {key: one for key, one in value.items() if one is not None or key == "model"}
 
+    @field_validator("integrations", mode="before")
+    @classmethod
+    def _no_integrations(cls, value: Any) -> None:
+        if value is None or value == []:
+            return
+        listed = value if isinstance(value, list) else []
+        kinds = [one.get("type") for one in listed if isinstance(one, dict)]
+        named = ", ".join(shorten(str(kind)) for kind in kinds[:4]) or "what is asked"
+        raise UnsupportedParameter(
+            f"integrations: {named} is not supported by this server; leave it out: the job's "
+            "events carry its metrics",
+            param="integrations",
+        )
+
+    @field_validator("metadata")
+    @classmethod
+    def _metadata_is_small(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        for key, one in (value or {}).items():
+            if len(key) > 64 or len(one) > 512:
+                raise ValueError("keys have at most 64 characters, values 512")
+        return value
+
     @model_validator(mode="after")
-    def _metadata_is_small(self) -> "JobRequest":
-        for key, value in (self.metadata or {}).items():
-            if len(key) > 64 or len(value) > 512:
-                raise PydanticCustomError(
-                    "metadata", "metadata: keys have at most 64 characters, values 512"
-                )
+    def _hyperparameters_in_one_place(self) -> "JobRequest":
+        older = self.hyperparameters
+        if older not in (None, Hyperparameters()) and self.method != Method():
+            raise InvalidRequest(
+                "hyperparameters: method says how it is trained; move them to "
+                f"method.{self.method.type}.hyperparameters",
+                param="hyperparameters",
+            )
         return self
 
     @property

@@ -10,14 +10,17 @@ from fastapi import FastAPI
 
 from adapters_store.sources import Sources
 from adapters_store.store import AdapterStore
-from server.api import adapters, aliases, compare, errors, files, health, openai
+from server.api import adapters, aliases, compare, errors, files, fine_tuning, health, openai
 from server.api import store as store_routes
 from server.api.compat import llamacpp, lorax, sglang, vllm
+from server.api.job_counts import JobCounts
 from server.api.middleware import RequestEnvelope
 from server.api.reachability import Reachability
 from server.api.services import AdapterCheck, Admission, ApiLimits, Engine, Services
 from server.api.text import TextCodec
 from server.metrics import Metrics
+from training.checkpoints import CheckpointShelf
+from training.jobs import JobBook
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -50,6 +53,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lifespan,
     )
+    jobs = JobBook(store.database, base=base_name)
     app.state.services = Services(
         engine=engine,
         store=store,
@@ -61,10 +65,13 @@ def create_app(
         admission=Admission(limits.max_requests),
         sources=sources or Sources(),
         reachability=Reachability(store.probe),
+        jobs=jobs,
+        checkpoints=CheckpointShelf(store.database, store.objects, store.staging),
+        job_counts=JobCounts(jobs.counts),
     )
     errors.install(app)
     app.add_middleware(RequestEnvelope)
-    native = (openai, adapters, aliases, compare, files, store_routes, health)
+    native = (openai, adapters, aliases, compare, files, fine_tuning, store_routes, health)
     for part in (*native, vllm, sglang, lorax, llamacpp):
         app.include_router(part.router())
     return app

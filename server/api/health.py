@@ -36,4 +36,5 @@ async def ready(services: AnyTime) -> dict[str, str]:
 
 async def metrics(services: AnyTime) -> Response:
     """Prometheus' text format."""
+    services.metrics.set_training_jobs(await services.job_counts.latest())
     return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)

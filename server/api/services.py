@@ -16,6 +16,7 @@ from adapters_store.content import AdapterContent, AdapterFacts, BaseModel
 from adapters_store.errors import Draining, EngineUnavailable, Overloaded
 from adapters_store.sources import Sources
 from adapters_store.store import AdapterStore
+from server.api.job_counts import JobCounts
 from server.api.reachability import Reachability
 from server.api.text import TextCodec
 from server.engine.messages import (
@@ -26,6 +27,8 @@ from server.engine.messages import (
     TokenEvent,
 )
 from server.metrics import Metrics
+from training.checkpoints import CheckpointShelf
+from training.jobs import JobBook
 
 EngineState = Literal["starting", "ready", "restarting", "failed", "stopped"]
 MAX_BULK = 2  # uploads and downloads at work at once
@@ -138,6 +141,9 @@ class Services:
     admission: Admission
     sources: Sources  # what load calls may read
     reachability: Reachability  # of the store and its catalog
+    jobs: JobBook
+    checkpoints: CheckpointShelf
+    job_counts: JobCounts
     # Uploads and downloads take seconds in a thread; there are few threads, and completions need
     # one to resolve a name.
     bulk: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_BULK))

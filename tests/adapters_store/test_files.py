@@ -45,6 +45,8 @@ def test_what_is_deleted_is_gone_and_what_reads_it_reads_on(store: AdapterStore)
     for ask in (store.files.get, store.files.open, store.files.delete):
         with pytest.raises(FileNotKept, match=record.id):
             ask(record.id)
+        with pytest.raises(FileNotKept):  # no text to PostgreSQL
+            ask("file-\0")
     assert store.files.list(limit=10, order="asc") == ((), False)
 
 

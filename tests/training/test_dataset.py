@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from adapters_store.errors import InvalidDataset
-from training.dataset import MAX_FAULTS, check_dataset, examples_of
+from training.dataset import MAX_FAULTS, check_dataset, examples_of, format_of
 from training.examples import MAX_LINE_BYTES, PromptExample
 
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
@@ -100,3 +100,8 @@ def test_the_longest_line_that_is_taken(beyond: int, end: bytes) -> None:
     report = check_dataset(io.BytesIO(line + end))
     assert report.fault_count == (1 if beyond > 0 else 0)
     assert report.examples == (0 if beyond > 0 else 1)
+
+
+@pytest.mark.parametrize(("data", "form"), [(GOOD * 2, "prompt"), (CHAT.rstrip(), "chat")])
+def test_the_first_line_says_a_sound_files_form(data: bytes, form: str) -> None:
+    assert format_of(io.BytesIO(data)) == form

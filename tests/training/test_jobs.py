@@ -1,15 +1,25 @@
 """Jobs and leases, on SQLite and on PostgreSQL: every job has one worker that counts, or none."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from adapters_store.database import Database
 from adapters_store.errors import Conflict, InvalidRequest, JobNotFound
 from tests.support.servers import PostgreSQL
-from training.jobs import MAX_FAILURES, JobBook, JobQueue, JobRecord, Lease, LeaseLost, succeed
+from training.jobs import (
+    MAX_FAILURES,
+    JobBook,
+    JobQueue,
+    JobRecord,
+    Lease,
+    LeaseLost,
+    Status,
+    succeed,
+)
 
 SPEC = {"training_file": "file-1", "seed": 7}
 
@@ -110,6 +120,61 @@ def test_a_lease_that_is_renewed_in_time_is_kept(database: Database, book: JobBo
     lease = claimed(database, lease_s=-1.0)
     queue(database, lease_s=60).renew(lease)
     assert queue(database).claim("other") is None
+
+
+def test_progress_is_told_until_another_worker_takes_the_job(
+    database: Database, book: JobBook
+) -> None:
+    job = book.create(SPEC)
+    lease = claimed(database)
+    assert book.get(job.id).progress is None
+    queue(database).renew(lease, progress={"step": 3, "loss": float("nan"), "rate": [1.5]})
+    told = {"step": 3, "loss": None, "rate": [1.5]}
+    assert book.get(job.id).progress == told
+    queue(database).renew(lease)
+    assert book.get(job.id).progress == told
+    queue(database).heed(lease)
+    assert book.get(job.id).progress == told
+    again = claimed(database)
+    assert book.get(job.id).progress is None
+    with pytest.raises(LeaseLost):
+        queue(database).renew(lease, progress={"step": 4})
+    with database.write() as connection:
+        succeed(connection, again, {"loss": float("inf")}, "Published.")
+    assert book.get(job.id).result == {"loss": None}
+
+
+def test_a_filter_looks_at_every_job(
+    database: Database, book: JobBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.jobs.SCAN", 2)
+    ids = {book.create({"n": n}).id: n for n in range(9)}
+
+    def found(limit: int, wanted: Callable[[JobRecord], bool]) -> list[int]:
+        seen: list[int] = []
+        more, after = True, None
+        while more:
+            page, more = book.list(limit=limit, after=after, wanted=wanted)
+            assert len(page) == limit or not more
+            seen += [ids[job.id] for job in page]
+            after = page[-1].id if page else None
+        return sorted(seen)
+
+    for limit in (1, 2, 3, 9, 20):
+        assert found(limit, lambda job: job.spec["n"] % 3 == 0) == [0, 3, 6]
+        assert found(limit, lambda job: True) == list(range(9))
+        assert found(limit, lambda job: False) == []
+
+
+def test_jobs_are_counted_by_status(database: Database, book: JobBook) -> None:
+    nothing = dict.fromkeys(get_args(Status), 0)
+    assert book.counts() == nothing
+    for _ in range(3):
+        book.create(SPEC)
+    JobBook(database, base="other").create(SPEC)
+    book.cancel(claimed(database).job.id)
+    book.pause(book.list(limit=1, wanted=lambda job: job.status == "queued")[0][0].id)
+    assert book.counts() == nothing | {"queued": 1, "running": 1, "paused": 1}
 
 
 def test_three_failures_end_a_job_with_the_cause(database: Database, book: JobBook) -> None:
@@ -217,10 +282,18 @@ def test_pages_of_jobs_and_events(database: Database, book: JobBook) -> None:
     ]
 
 
+def test_no_number_of_an_event_is_too_high(book: JobBook) -> None:
+    job = book.create(SPEC)
+    assert len(book.events(job.id, limit=1, after=10**17)[0]) == 1
+
+
 def test_what_is_not_there_is_named(book: JobBook) -> None:
     for act in (book.get, book.cancel, book.pause, book.resume):
-        with pytest.raises(JobNotFound, match="ftjob-none"):
-            act("ftjob-none")
+        for gone in ("ftjob-none", "ftjob-" + "0" * 24):
+            with pytest.raises(JobNotFound, match=gone):
+                act(gone)
+        with pytest.raises(JobNotFound):  # no text to PostgreSQL
+            act("ftjob-\0")
     with pytest.raises(JobNotFound):
         book.events("ftjob-none", limit=1)
     with pytest.raises(InvalidRequest) as refused:

@@ -8,6 +8,11 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
+    _files_and_jobs()
+    _what_happened()
+
+
+def _files_and_jobs() -> None:
     op.create_table(
         "files",
         sa.Column("id", sa.String(63), primary_key=True),
@@ -29,6 +34,7 @@ def upgrade() -> None:
         sa.Column("failures", sa.Integer, nullable=False, server_default="0"),
         sa.Column("error", sa.Text),
         sa.Column("result", sa.JSON),
+        sa.Column("progress", sa.JSON),
         sa.Column("created_at", sa.BigInteger, nullable=False, index=True),
         sa.Column("started_at", sa.BigInteger),
         sa.Column("finished_at", sa.BigInteger),
@@ -36,6 +42,9 @@ def upgrade() -> None:
         sa.Column("worker", sa.String(255)),
         sa.Column("lease_until", sa.Float),
     )
+
+
+def _what_happened() -> None:
     op.create_table(
         "job_events",
         sa.Column("id", sa.Integer, primary_key=True),
