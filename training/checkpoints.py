@@ -25,15 +25,10 @@ from sqlalchemy import Row, select
 from adapters_store.database import Database
 from adapters_store.errors import AdapterdError, InvalidRequest, StoreCorrupt
 from adapters_store.objects import Objects
-<<<<<<< HEAD
 from adapters_store.schema import checkpoints, jobs
-from training.jobs import ENDED, Lease, require
-=======
-from adapters_store.schema import checkpoints
-from training.jobs import Lease, require, storable
+from training.jobs import ENDED, Lease, require, storable
 
 _ID = re.compile(r"ftckpt-[0-9a-f]{24}")  # another may not even be text to the database
->>>>>>> 48c520f32707f39b7de24a81a7d5a26e27b9118a
 
 
 @dataclass(frozen=True, slots=True)

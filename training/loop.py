@@ -5,6 +5,7 @@ Here: train, Watch, Curves. Not here: the adapter (methods/), rows (rows.py), wh
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.sft_config import SFTConfig
@@ -97,6 +99,7 @@ def train(
     trainer_class: Any = _Dpo if plan.preference else _Sft
     trainer = trainer_class(
         trainable,
+        _lengths(rows) if plan.group_by_length else None,
         model=model,
         args=_arguments(plan, folder, evaluate=held_out is not None, device=device),
         train_dataset=rows,
@@ -122,6 +125,13 @@ def train(
     for callback in best:
         callback.put_back()
     return watcher.curves, watcher.progress(state)
+
+
+def _lengths(rows: Dataset) -> list[int]:
+    if "input_ids" in rows.column_names:
+        return [len(ids) for ids in rows["input_ids"]]
+    columns = (rows["prompt_ids"], rows["chosen_ids"], rows["rejected_ids"])
+    return [len(p) + max(len(a), len(b)) for p, a, b in zip(*columns, strict=True)]
 
 
 def _optimizer(trainable: Trainable, plan: Plan) -> torch.optim.Optimizer:
@@ -169,15 +179,41 @@ def _arguments(
     return SFTConfig(packing=plan.packing, eval_packing=False, shuffle_dataset=False, **known)
 
 
-class _Checkpoints:
+class _ByLength(LengthGroupedSampler):
+    """transformers', but that batches are shuffled, and each epoch's order depends on the seed and
+    the epoch alone: a run that goes on elsewhere in the middle of an epoch sees the same batches.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self._seed = seed
+
+    def __iter__(self) -> Iterator[int]:
+        batches = list(torch.tensor(list(super().__iter__())).split(self.batch_size))
+        for at in torch.randperm(len(batches), generator=self.generator).tolist():
+            yield from batches[at].tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each epoch."""
+        self.generator.manual_seed(self._seed + epoch)
+
+
+class _Trainer:
     """A trainer whose checkpoints hold what was trained, whole, and nothing of the base.
 
     transformers' own would hold all of a model that is not PEFT's, and lack what PEFT's files do.
     """
 
-    def __init__(self, trainable: Trainable, **arguments: Any) -> None:
+    def __init__(self, trainable: Trainable, lengths: list[int] | None, **arguments: Any) -> None:
         self._trainable = trainable
+        self._lengths = lengths
         super().__init__(**arguments)
+
+    def _get_train_sampler(self, *arguments: Any) -> Any:
+        if self._lengths is None:
+            return super()._get_train_sampler(*arguments)  # type: ignore[misc]  # trl's
+        args: Any = self.args  # type: ignore[attr-defined]
+        return _ByLength(self._lengths, args.train_batch_size, args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert output_dir is not None
@@ -192,11 +228,11 @@ class _Checkpoints:
         """None: trl writes one with every checkpoint, and may look the base up at a hub."""
 
 
-class _Sft(_Checkpoints, SFTTrainer):
+class _Sft(_Trainer, SFTTrainer):
     pass
 
 
-class _Dpo(_Checkpoints, DPOTrainer):
+class _Dpo(_Trainer, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, *_args: Any, **_kwargs: Any) -> Any:
         """Rows have their tokens already, the very ones that the server would see."""
         return dataset

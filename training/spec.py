@@ -164,6 +164,8 @@ class Options(_Part):
     gradient_checkpointing: bool = False
     packing: bool = False
     """Several examples in one row, none seeing another."""
+    group_by_length: bool = True
+    """Rows of like length share a batch, so that little of it is padding."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen base while training; what is trained is always float32."""
     max_tokens: Annotated[int, Field(ge=8)] | None = None
