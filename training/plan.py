@@ -14,6 +14,12 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from adapters_store.errors import InvalidRequest
+from training.methods.fields import (
+    check_options,
+    default_dropout,
+    default_rank,
+    default_targets,
+)
 from training.spec import DpoHyperparameters, JobRequest, Peft, PeftMethod, Scheduler
 
 STEPS_WANTED = 300
@@ -89,6 +95,7 @@ def settle(
 ) -> Plan:
     """`rows`: sequences to train on. Raises InvalidRequest, naming the field."""
     options, hyper = request.adapterd, request.hyper
+    check_options(options)
     adapter = _adapter(options.peft, base, tokenizer)
     batch_size = _batch_size(rows) if hyper.batch_size == "auto" else hyper.batch_size
     accumulation = options.gradient_accumulation_steps
@@ -138,7 +145,7 @@ def _adapter(peft: Peft, base: BaseShape, tokenizer: PreTrainedTokenizerBase) ->
             f"{', '.join(base.linears)}",
             param="adapterd.peft.targets",
         )
-    rank = peft.rank or 16
+    rank = peft.rank or default_rank(peft.method, base.width)
     alpha = peft.alpha
     if alpha is None:
         alpha = 16.0 if peft.method == "rslora" else 2.0 * rank
@@ -148,8 +155,8 @@ def _adapter(peft: Peft, base: BaseShape, tokenizer: PreTrainedTokenizerBase) ->
         method=peft.method,
         rank=rank,
         alpha=alpha,
-        dropout=0.0 if peft.dropout is None else peft.dropout,
-        targets=tuple(sorted(peft.targets or base.linears)),
+        dropout=default_dropout(peft.method, base.width) if peft.dropout is None else peft.dropout,
+        targets=tuple(sorted(peft.targets or default_targets(peft.method, base.linears))),
         modules_to_save=peft.modules_to_save,
         trainable_token_ids=tuple(_token(text, tokenizer) for text in peft.trainable_tokens),
         virtual_tokens=peft.virtual_tokens or VIRTUAL_TOKENS.get(peft.method, 0),
