@@ -70,6 +70,7 @@ class Plan:
     max_grad_norm: float
     gradient_checkpointing: bool
     packing: bool
+    group_by_length: bool  # rows of like length share a batch
     max_tokens: int
     eval_every: int  # steps; 0: never while training
     checkpoint_every: int  # steps
@@ -130,6 +131,7 @@ def settle(
         max_grad_norm=options.max_grad_norm,
         gradient_checkpointing=options.gradient_checkpointing,
         packing=options.packing,
+        group_by_length=options.group_by_length and not options.packing,
         max_tokens=min(options.max_tokens or base.max_tokens, base.max_tokens),
         eval_every=math.ceil(steps / options.evals) if options.evals else 0,
         checkpoint_every=options.checkpoint_every or max(10, math.ceil(steps / 20)),
