@@ -1,1 +1,1 @@
-"""Whether a low-rank update suffices: methods and ranks side by side, trained by our own workers."""
+"""Whether a low-rank update suffices: methods and ranks side by side, trained by our workers."""

@@ -40,7 +40,7 @@ def banking77() -> Task:
 
 
 def e2e_nlg(*, seed: int = 0) -> Task:
-    """devset.csv to train on, testset_w_refs.csv to test, each mr there once. Raises DataMissing."""
+    """devset.csv to train on, testset_w_refs.csv to test, each mr once. Raises DataMissing."""
     folder = e2e.data_folder()
     split = e2e.development(folder, seed=seed, held_out=0.02)
     tested = e2e.whole_test_set(folder)
