@@ -1,4 +1,4 @@
-"""The options of `adapterd serve`, one per field of Settings, so that the two cannot differ.
+"""Options made from the fields of Settings, so that the two cannot differ: all of `adapterd serve`.
 
 Here: a command's signature made from the model. Values stay the text that was typed: Settings
 parses flags, environment and TOML alike. Not here: any setting by name.
@@ -33,20 +33,24 @@ def takes_settings(command: ServeCommand) -> Callable[..., None]:
         given = {name: value for name, value in options.items() if value not in (None, [])}
         command({name: _text(value) for name, value in given.items()})
 
-    parameters = [_option(name, field) for name, field in Settings.model_fields.items()]
+    parameters = [setting_option(name) for name in Settings.model_fields]
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__
     return with_options
 
 
-def _option(name: str, field: FieldInfo) -> inspect.Parameter:
-    told = about(name)
+def setting_option(name: str, panel: str | None = None) -> inspect.Parameter:
+    """A parameter that typer reads the setting from, as text; None if it is not given.
+
+    `panel`: its heading in --help; None: its group's.
+    """
+    field, told = Settings.model_fields[name], about(name)
     switch = is_switch(name)
     option = typer.Option(
         f"{flag_of(name)}/{off_flag_of(name)}" if switch else flag_of(name),
         help=f"{told.help} {_default(name, field)}".strip(),
         metavar="" if switch else _metavar(name, field),
-        rich_help_panel=told.group,
+        rich_help_panel=panel or told.group,
         show_default=False,  # ours is in the help text; what typer sees is None for all
     )
     kind = bool | None if switch else list[str] | None if is_repeatable(name) else str | None
