@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from server.cli_terminal import clock_text, span_text
@@ -42,7 +43,7 @@ def job_view() -> Iterator[JobView]:
     """A live picture where stdout is a terminal, lines elsewhere."""
     console = Console()
     if not console.is_terminal or console.is_dumb_terminal:
-        yield PlainView()
+        yield PlainView(PLAIN_EVERY_S)
         return
     view = LiveView()
     with Live(console=console, get_renderable=view.picture):
@@ -52,7 +53,7 @@ def job_view() -> Iterator[JobView]:
 class PlainView:
     """A line for each event, and one for progress now and then."""
 
-    def __init__(self, every_s: float = PLAIN_EVERY_S) -> None:
+    def __init__(self, every_s: float) -> None:
         self._every_s = every_s
         self._step = 0
         self._told_at = float("-inf")  # time.monotonic()
@@ -99,8 +100,11 @@ class LiveView:
             return Text("")
         rows: list[RenderableType] = [Text.assemble((job["id"], "bold"), "  ", job["status"])]
         if progress := job.get("progress"):
-            rows.append(ProgressBar(total=progress["steps"], completed=progress["step"], width=60))
-            rows.append(Text("  ".join(_figures(job, progress))))
+            bar = ProgressBar(total=progress["steps"], completed=progress["step"], width=60)
+            table = Table.grid()  # a bar alone does not end its line
+            table.add_row(bar)
+            table.add_row(Text("  ".join(_figures(job, progress))))
+            rows.append(table)
         return Group(*rows, *self._lines)
 
     def _add(self, unix_s: float, message: str, style: str) -> None:
