@@ -13,7 +13,9 @@ import threading
 import warnings
 from contextlib import closing
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,7 +29,8 @@ from server.engine.base_files import resolve_model
 from server.inspect_adapter import base_of, with_norms
 from server.open_store import blob_place, open_store
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:  # needs the train extra
+    from training.run import Workplace
 
 
 def run(settings: Settings, *, niceness: int, lease_s: float, until_empty: bool) -> int:
@@ -35,14 +38,11 @@ def run(settings: Settings, *, niceness: int, lease_s: float, until_empty: bool)
 
     Raises SettingsError, Unavailable, StoreCorrupt, EngineStartFailed (no such base).
     """
-    _log(settings)
+    log_to_terminal(level=settings.log_level)
     os.nice(niceness)
-    try:
-        from training.worker import work
-    except ModuleNotFoundError as missing:
-        raise SettingsError(
-            f"training needs {missing.name}, which is not installed: pip install 'adapterd[train]'"
-        ) from None
+    require_training()
+    from training.worker import work
+
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     stop, heard = threading.Event(), []
@@ -57,7 +57,16 @@ def run(settings: Settings, *, niceness: int, lease_s: float, until_empty: bool)
     return 128 + heard[0] if heard else 0
 
 
-def workplace(settings: Settings, store: AdapterStore, *, lease_s: float):
+def require_training() -> None:
+    """Raises SettingsError, with the remedy, unless the trainers' libraries are installed."""
+    for package in ("accelerate", "datasets", "peft", "trl"):
+        if find_spec(package) is None:
+            raise SettingsError(
+                f"training needs {package}, which is not installed: pip install 'adapterd[train]'"
+            )
+
+
+def workplace(settings: Settings, store: AdapterStore, *, lease_s: float) -> "Workplace":
     """What every job is worked on with; adapters are checked as a server with these settings would.
 
     Raises EngineStartFailed, InvalidRequest.
@@ -109,9 +118,10 @@ def _hear(stop: threading.Event, heard: list[int], number: int, _frame: object) 
     print("giving the job back; a second signal ends at once", file=sys.stderr)
 
 
-def _log(settings: Settings) -> None:
+def log_to_terminal(*, level: str) -> None:
+    """Ours from `level` on; the trainers' libraries' warnings."""
     logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     for name in (
         "alembic",

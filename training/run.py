@@ -74,6 +74,7 @@ def work_on(place: Workplace, lease: Lease, stop: threading.Event) -> None:
     """
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     queue = place.queue
     try:
         _attempt(place, lease, stop)
