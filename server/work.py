@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import threading
-import warnings
 from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
@@ -133,4 +132,3 @@ def log_to_terminal(*, level: str) -> None:
         "accelerate",
     ):
         logging.getLogger(name).setLevel("WARNING")
-    warnings.filterwarnings("ignore", category=FutureWarning)  # between the trainers' libraries

@@ -8,6 +8,7 @@ import logging
 import tempfile
 import threading
 import time
+import warnings
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,6 +98,7 @@ def work_on(place: Workplace, lease: Lease, stop: threading.Event) -> None:
 
 def _attempt(place: Workplace, lease: Lease, stop: threading.Event) -> None:
     with (
+        warnings.catch_warnings(category=FutureWarning, action="ignore"),  # trl's of transformers
         Heartbeat(place.queue, lease) as heart,
         tempfile.TemporaryDirectory(prefix="adapterd-job-") as scratch,
     ):
