@@ -1,7 +1,8 @@
 """What cannot be done is refused by the request's field, with what to do instead."""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import pytest
 from torch import Tensor
@@ -51,6 +52,13 @@ def test_options_that_soft_prompts_do_not_go_with(options: dict, field: str) -> 
     with pytest.raises(InvalidRequest) as error:
         check_options(Options.model_validate(options))
     assert error.value.param == f"adapterd.{field}"
+
+
+def test_preferences_by_a_method_that_takes_no_reference_beside_it() -> None:
+    with pytest.raises(InvalidRequest, match="use lora") as error:
+        settled({"type": "dpo"}, method="adalora")
+    assert error.value.param == "adapterd.peft.method"
+    assert settled({"type": "dpo"}, method="pissa").method == "pissa"
 
 
 @pytest.mark.parametrize(
@@ -131,9 +139,14 @@ def test_data_driven_methods_without_data_are_our_fault() -> None:
         attach(make_base(), plan_of("eva"), seed=0, total_steps=9)
 
 
-def settled(**peft: object) -> AdapterPlan:
+def settled(by: Mapping[str, str] = MappingProxyType({}), **peft: object) -> AdapterPlan:
     request = JobRequest.model_validate(
-        {"model": "tiny", "training_file": "file-1", "adapterd": {"peft": peft}}
+        {
+            "model": "tiny",
+            "training_file": "file-1",
+            "method": dict(by),
+            "adapterd": {"peft": peft},
+        }
     )
     base = BaseShape(width=64, max_tokens=256, linears=FAMILY["llama"].linears)
     return settle(request, seed=0, rows=100, base=base, tokenizer=None).adapter
