@@ -97,7 +97,10 @@ def _count(model: nn.Module) -> tuple[int, int]:
 
 
 def after_step(trainable: Trainable, step: int) -> None:
-    """To be called after the optimizer's step number `step`, from 0, before zero_grad."""
+    """To be called after the optimizer's step number `step`, from 0, before zero_grad.
+
+    (Of a Trainer: on_optimizer_step, with its state's global_step.)
+    """
     if trainable.plan.method == "adalora":
         assert isinstance(trainable.model, PeftModel)
         allocate(trainable.model, step)
