@@ -9,7 +9,8 @@ import tempfile
 import threading
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -96,9 +97,18 @@ def work_on(place: Workplace, lease: Lease, stop: threading.Event) -> None:
     place.shelf.discard_ended()
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the trainers' libraries warn each other of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="Position ids are not supported")
+        yield
+
+
 def _attempt(place: Workplace, lease: Lease, stop: threading.Event) -> None:
     with (
-        warnings.catch_warnings(category=FutureWarning, action="ignore"),  # trl's of transformers
+        _quiet(),
         Heartbeat(place.queue, lease) as heart,
         tempfile.TemporaryDirectory(prefix="adapterd-job-") as scratch,
     ):

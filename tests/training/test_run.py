@@ -52,7 +52,7 @@ def test_a_job_becomes_a_version_with_its_report(home: House) -> None:
     report = job.result["report"]
     base, new = report["scores"]["base"], report["scores"]["new"]
     assert report["scores"]["current"] is None
-    assert new["eval_loss"] < 0.5 * base["eval_loss"]
+    assert new["eval_loss"] < 0.7 * base["eval_loss"]
     assert new["kl_from_base"] > 0.1
     assert base["kl_from_base"] is None
     assert report["forgetting"] == pytest.approx(new["general_loss"] - base["general_loss"])
