@@ -18,8 +18,11 @@ LATE = {
     "speculative": "Measures decoding with guesses from the text itself, and without.",
     "fleet": "Measures a server with thousands of adapters.",
     "profile": "Takes a decode step apart: what each part takes, and would at least.",
+    "finetune": "Trains by every PEFT method and rank, and in full, and compares what came of it.",
     "eviction": "Plays policies of eviction against each other, by simulation.",
 }
+
+MODULES = {"finetune": "finetune.command"}  # where its name does not say it
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
@@ -62,7 +65,7 @@ def _passed_on(name: str) -> Callable[[typer.Context], None]:
     """Runs the benchmark's own app, which brings torch, only when it is asked for."""
 
     def run(context: typer.Context) -> None:
-        module = importlib.import_module(f"benchmarks.{name}")
+        module = importlib.import_module(f"benchmarks.{MODULES.get(name, name)}")
         module.app(args=context.args, prog_name=f"python -m benchmarks {name}")
 
     return run

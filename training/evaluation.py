@@ -79,7 +79,10 @@ def divergence(view: View, base: View, rows: Sequence[Tokenized]) -> float | Non
 
 @torch.no_grad()
 def answers(view: View, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokenized]) -> list[str]:
-    """What the model says, greedily, where each row has its last answer."""
+    """What the model says, greedily, where each row has its last answer.
+
+    Each may be `more_tokens` longer than the longest one wanted of those asked with it.
+    """
     found: dict[int, str] = {}
     split = [_last_answer(row) for row in rows]
     padding: Any = tokenizer.pad_token_id
@@ -90,7 +93,7 @@ def answers(view: View, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Token
             said = view.model.generate(
                 input_ids=inputs,
                 attention_mask=torch.ones_like(inputs),
-                max_new_tokens=wanted + MORE_TOKENS,
+                max_new_tokens=wanted + more_tokens,
                 do_sample=False,
                 pad_token_id=padding,
             )
