@@ -78,7 +78,13 @@ def divergence(view: View, base: View, rows: Sequence[Tokenized]) -> float | Non
 
 
 @torch.no_grad()
-def answers(view: View, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokenized]) -> list[str]:
+def answers(
+    view: View,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Tokenized],
+    *,
+    more_tokens: int = MORE_TOKENS,
+) -> list[str]:
     """What the model says, greedily, where each row has its last answer.
 
     Each may be `more_tokens` longer than the longest one wanted of those asked with it.

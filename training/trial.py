@@ -1,7 +1,7 @@
 """The new adapter beside the base and the version that is served now, on the same rows.
 
-Here: compare, Comparison, opened. Each is loaded as a server would load it, from its files onto an unspoilt
-base: what is judged is what will be served.
+Here: compare, Comparison, opened. Each is loaded as a server would load it, from its files onto an
+unspoilt base: what is judged is what will be served.
 """
 
 import json

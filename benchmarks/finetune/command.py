@@ -120,8 +120,8 @@ def _page(data: Task, told: Mapping[str, Any], rows: list[Row], machine: str) ->
         f"# {data.name}: does a low-rank update suffice?",
         "",
         f"The embedded base (2.6 million parameters), {budget['epochs']} epochs in batches of "
-        f"{budget['batch_size']}, rates as in variants.py; {what} and loss on the test split, which "
-        "no choice was made by. Forgetting: growth of the loss on text that the base makes up; KL: "
+        f"{budget['batch_size']}, rates as in variants.py; {what} and loss on the test split, "
+        "which no choice was made by. Forgetting: growth of the loss on text that the base makes up; KL: "
         "from the base, on the test split; both in nats a token.",
         "",
         *table(
