@@ -121,7 +121,7 @@ def _page(data: Task, told: Mapping[str, Any], rows: list[Row], machine: str) ->
         "",
         f"The embedded base (2.6 million parameters), {budget['epochs']} epochs in batches of "
         f"{budget['batch_size']}, rates as in variants.py; {what} and loss on the test split, "
-        "which no choice was made by. Forgetting: growth of the loss on text that the base makes up; KL: "
+        "which no choice was made by. Forgetting: growth of the loss on text of the base; KL: "
         "from the base, on the test split; both in nats a token.",
         "",
         *table(
