@@ -19,10 +19,14 @@ LATE = {
     "fleet": "Measures a server with thousands of adapters.",
     "profile": "Takes a decode step apart: what each part takes, and would at least.",
     "finetune": "Trains by every PEFT method and rank, and in full, and compares what came of it.",
+    "worker": "Trains by the worker and by hand, and serves beside a worker that trains.",
     "eviction": "Plays policies of eviction against each other, by simulation.",
 }
 
-MODULES = {"finetune": "finetune.command"}  # where its name does not say it
+MODULES = {
+    "finetune": "finetune.command",
+    "worker": "worker.command",
+}  # where its name does not say it
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
