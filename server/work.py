@@ -76,10 +76,12 @@ def workplace(settings: Settings, store: AdapterStore, *, lease_s: float) -> "Wo
     from training.run import Workplace
 
     folder = resolve_model(settings.model or str(demo.base_path()))
+    checker = _Checker(settings, folder)
     return Workplace(
         store=store,
         base=BaseFolder(settings.base_name, folder, settings.device),
-        check=_Checker(settings, folder),
+        check=checker,
+        excess=checker.excess,
         queue=JobQueue(store.database, base=settings.base_name, lease_s=lease_s),
         shelf=CheckpointShelf(store.database, store.objects, store.staging),
     )
@@ -95,6 +97,14 @@ class _Checker:
 
     def __call__(self, content: AdapterContent) -> AdapterFacts:
         """Raises InvalidAdapter, UnsupportedAdapter."""
+        base, limits = self._base_and_limits()
+        return methods.check(content, base, limits=limits)
+
+    def excess(self, rank: int) -> str | None:
+        """What is wrong with a rank that is too large to be served; None if it is not."""
+        return self._base_and_limits()[1].excess(rank)
+
+    def _base_and_limits(self) -> tuple[BaseModel, SlotLimits]:
         if self._known is None:
             base = with_norms(base_of(str(self._folder)), self._folder)
             limits = slot_limits(
@@ -105,8 +115,7 @@ class _Checker:
                 slot_bytes=self._settings.slot_bytes,
             )
             self._known = base, limits
-        base, limits = self._known
-        return methods.check(content, base, limits=limits)
+        return self._known
 
 
 def _hear(stop: threading.Event, heard: list[int], number: int, _frame: object) -> None:

@@ -91,6 +91,7 @@ def house(folder: Path, *, lease_s: float = 60.0) -> Iterator[House]:
             store=store,
             base=BaseFolder(BASE, demo.base_path(), "cpu"),
             check=lambda content: methods.check(content, base, limits=limits),
+            excess=limits.excess,
             queue=JobQueue(store.database, base=BASE, lease_s=lease_s),
             shelf=CheckpointShelf(store.database, store.objects, store.staging),
         )

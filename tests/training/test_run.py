@@ -189,11 +189,13 @@ def test_a_line_that_is_too_long_for_the_base_ends_the_job_by_its_number(home: H
 
 
 def test_a_rank_that_no_server_takes_is_no_version(home: House) -> None:
-    job = home.done(peft={"rank": 1024, "targets": ["q_proj"]})
-    assert job.status == "failed"
+    job = home.done(peft={"method": "pissa", "rank": 512, "targets": ["q_proj"]})
+    assert (job.status, job.failures) == ("failed", 1)
     assert job.error is not None
-    assert "rank" in job.error
-    assert "--max-rank" in job.error or "--slot-bytes" in job.error
+    assert job.error.startswith(
+        "adapterd.peft.rank: the adapter would have rank 1024, over the 512"
+    )
+    assert "Step" not in home.told(job.id)
 
 
 def test_three_failures_end_a_job_with_the_cause(

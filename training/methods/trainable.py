@@ -116,6 +116,11 @@ def without_adapter(trainable: Trainable) -> AbstractContextManager[None]:
     raise ValueError("a full fine-tune has no base to go back to")
 
 
+def saved_rank(plan: AdapterPlan) -> int:
+    """Of the LoRA that `save` writes, at least: PiSSA's and LoRA-GA's also takes back its start."""
+    return plan.rank * (2 if plan.method in ("pissa", "lora-ga") else 1)
+
+
 def save(trainable: Trainable, folder: Path, *, base_name: str) -> None:
     """Writes an ordinary PEFT folder: adapter_model.safetensors, adapter_config.json.
 
