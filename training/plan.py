@@ -111,9 +111,9 @@ def settle(
     epochs = hyper.n_epochs
     if epochs == "auto":
         epochs = min(25, max(3, math.ceil(STEPS_WANTED / per_epoch)))
-    steps = per_epoch * epochs
-    if options.max_steps is not None:
-        steps = min(steps, options.max_steps)
+        if options.max_steps is not None:
+            epochs = math.ceil(options.max_steps / per_epoch)
+    steps = min(per_epoch * epochs, options.max_steps or per_epoch * epochs)
     beta = hyper.beta if isinstance(hyper, DpoHyperparameters) else "auto"
     return Plan(
         adapter=adapter,

@@ -155,6 +155,7 @@ class Options(_Part):
     """None: the name moves to the new version."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
     max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps, however many epochs that is; where n_epochs is said too, at most."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
     scheduler: Scheduler = "linear"
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
