@@ -61,7 +61,7 @@ class PlainTrials:
             what = row.state if row.loss is None or row.state == "running" else _ended(row)
             self.say(f"trial {row.number} {what}: {_words(row)}")
         if first and (before := sum(row.state != "running" for row in rows)):
-            self.say(f"{before} trials are there already")
+            self.say(f"{before} that are over are not told again")
 
     def say(self, message: str) -> None:
         print(f"{clock_text(time.time())}  {message}", file=self._out, flush=True)

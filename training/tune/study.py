@@ -13,7 +13,7 @@ import sqlite3
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,15 @@ def open_study(url: URL | str, name: str, asked: Asked) -> Iterator[Study]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = catalog_url(url)
     sqlite = url.get_backend_name() == "sqlite"
-    with _sole_on_sqlite(url, name) if sqlite else _sole_on_postgresql(url, name):
+    sole = _sole_on_sqlite if sqlite else _sole_on_postgresql
+    with sole(url, name), ExitStack() as end:
         try:
+            storage = _sqlite(url) if sqlite else _postgresql(url)
+            end.callback(storage.engine.dispose)
+            end.callback(storage.remove_session)
             study = optuna.create_study(
                 study_name=name,
-                storage=_sqlite(url) if sqlite else _postgresql(url),
+                storage=storage,
                 direction="minimize",
                 pruner=SuccessiveHalvingPruner(min_resource=1, reduction_factor=HALVING),
                 load_if_exists=True,
@@ -166,21 +170,17 @@ def _sole_on_postgresql(url: URL, name: str) -> Iterator[None]:
     except ImportError:
         raise ValueError("a study in PostgreSQL needs its driver: adapterd[postgres]") from None
     key = int.from_bytes(hashlib.sha256(f"{SCHEMA}.{name}".encode()).digest()[:8], signed=True)
-    try:
-        connection = engine.connect()
-        locked = connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": key})
-        if not locked.scalar():
-            connection.close()
-            raise _taken(name)
-        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-    except SQLAlchemyError as away:
-        raise unreachable(url, away) from away
-    try:
+    with ExitStack() as end:
+        end.callback(engine.dispose)
+        try:
+            connection = end.enter_context(engine.connect())
+            lock = text("SELECT pg_try_advisory_lock(:key)")
+            if not connection.execute(lock, {"key": key}).scalar():
+                raise _taken(name)
+            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+        except SQLAlchemyError as away:
+            raise unreachable(url, away) from away
         yield
-    finally:
-        with suppress(SQLAlchemyError):
-            connection.close()
-        engine.dispose()
 
 
 def _taken(name: str) -> Conflict:
