@@ -22,6 +22,8 @@ from benchmarks.tune.judge import Kept, Split, judge, kept
 from benchmarks.tune.killed import Ran, prepare, run_study
 
 HERE = Path(__file__).parent.parent
+TIMES = {"1": "once", "2": "twice"}
+
 app = typer.Typer(add_completion=False)
 
 
@@ -110,7 +112,7 @@ def markdown(result: Result) -> str:
     made, whole = result.steps
     killed = " and ".join(f"once trial {number} was under way" for number in result.kills)
     begun = ", ".join(
-        f"{count} {'once' if times == '1' else f'{times} times'}"
+        f"{count} {TIMES.get(times, f'{times} times')}"
         for times, count in sorted(result.attempts.items())
     )
     same = "the same" if result.same_digest else "not the same"

@@ -1,6 +1,6 @@
 """What a study's adapters are worth on rows that it was, and was not, steered by.
 
-Here: judge, Split, kept_adapters, begun_twice. Not here: the study.
+Here: judge and Split, kept and Kept. Not here: the study.
 """
 
 import io
@@ -10,6 +10,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import datasets
+from transformers.utils import logging as transformers_logging
 
 import demo
 from adapters_store.local_digest import local_digest
@@ -58,15 +61,14 @@ def kept(data_dir: Path, into: Path, best: int) -> Kept:
         for number, folder in folders.items():
             _unpack(store, trials[number], folder)
         begun = Counter(str(_attempts(book, job)) for job in trials.values())
-        steps = [job.progress or {"step": 0, "steps": 0} for job in trials.values()]
-        whole = max(one["steps"] for one in steps)
+        steps = [_steps(book, job) for job in trials.values()]
         return Kept(
             folders[0],
             folders[best],
             local_digest(sorted(folders[best].iterdir())),
             len(trials),
             dict(begun),
-            (sum(one["step"] for one in steps), whole * len(trials)),
+            (sum(steps), max(steps) * len(trials)),
         )
     finally:
         store.close()
@@ -74,6 +76,8 @@ def kept(data_dir: Path, into: Path, best: int) -> Kept:
 
 def judge(name: str, rows: Path, defaults: Path, best: Path, *, answered: int) -> Split:
     """Each model loaded from its files onto an unspoilt base."""
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
     base = BaseFolder(DEMO_NAME, demo.base_path(), "cpu")
     tokenizer = base.tokenizer()
     with tempfile.TemporaryDirectory(prefix="adapterd-judge-") as scratch, rows.open("rb") as file:
@@ -102,3 +106,9 @@ def _unpack(store: AdapterStore, job: JobRecord, folder: Path) -> None:
 def _attempts(book: JobBook, job: JobRecord) -> int:
     events, _ = book.events(job.id, limit=1000)
     return sum("has taken the job" in event.message for event in events)
+
+
+def _steps(book: JobBook, job: JobRecord) -> int:
+    """The last that its events tell of, which is a twentieth of a run ago at most."""
+    events, _ = book.events(job.id, limit=1000)
+    return max((event.data["step"] for event in events if "step" in (event.data or {})), default=0)
