@@ -24,6 +24,7 @@ from server.training_options import TrainingOptions, job_request
 
 if TYPE_CHECKING:  # it brings optuna: too slow for --help
     from optuna.study import Study
+    from sqlalchemy import URL
 
     from training.tune.jobs import TrialJobs
     from training.tune.tuner import Row, Tuner
@@ -237,11 +238,13 @@ def _kept(
     return known
 
 
-def _storage(settings: Settings) -> str:
+def _storage(settings: Settings) -> "URL | str":
+    from sqlalchemy import URL
+
     if settings.catalog is not None and settings.catalog.startswith("postgres"):
         return settings.catalog
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{settings.data_dir / 'tuning.sqlite3'}"
+    return URL.create("sqlite", database=str(settings.data_dir / "tuning.sqlite3"))
 
 
 def _tell(name: str, tuner: "Tuner", report: Mapping[str, Any] | None, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from adapters_store.errors import AdapterdError
 from adapters_store.store import AdapterStore
-from server.config import Settings, SettingsError, flag_of
+from server.config import Settings, SettingsError, variable_of
 from server.open_store import blob_place, open_store
 from training.dataset import check_dataset
 from training.tune.jobs import LocalJobs
@@ -38,12 +38,12 @@ class LocalPlace(LocalJobs):
     ) -> None:
         super().__init__(store, base=settings.base_name)
         self._shelf = store.files
-        told = [part for name, value in flags.items() for part in (flag_of(name), value)]
         self._command = [
             sys.executable, "-P", "-m", "server.tied_worker", str(os.getpid()),
-            "worker", *told, "--nice", str(niceness), "--lease-seconds", str(LEASE_S),
+            "worker", "--nice", str(niceness), "--lease-seconds", str(LEASE_S),
         ]  # fmt: skip
-        self._environment = _environment(settings, count)
+        told = {variable_of(name): value for name, value in flags.items()}  # a URL has a password
+        self._environment = _environment(settings, count) | told
         self._log = settings.data_dir / "tune-workers.log"
         self._count = count
         self._workers: list[subprocess.Popen[bytes]] = []
@@ -59,7 +59,7 @@ class LocalPlace(LocalJobs):
             file.seek(0)
             return self._shelf.add(file, filename=path.name[-255:], purpose="fine-tune").id
 
-    def tend(self) -> None:
+    def tend(self, idle_s: float) -> str | None:
         """Starts workers where they lack. Raises SettingsError if they keep ending."""
         ended = [worker for worker in self._workers if worker.poll() is not None]
         self._ended += len(ended)

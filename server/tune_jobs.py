@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 from server.http_client import ServerClient, ServerError
 from training.tune.jobs import LOST, Body, Losses, TrialJob
 
+UNCLAIMED_S = 10.0  # in the queue, before that is said
 OUTAGE_S = 120.0  # without an answer, before it is an error
 RETRY_S = 1.0
 Answer = TypeVar("Answer")
@@ -23,6 +24,7 @@ class ServerJobs:
         self._client = client
         self._losses: dict[str, Losses] = {}
         self._reports: dict[str, dict[str, Any]] = {}
+        self._said = False
 
     def ensure(self, body: Body, *, again: bool = False) -> str:
         """Looked for anew at every attempt: an answer that was lost may have been a yes."""
@@ -75,8 +77,12 @@ class ServerJobs:
             if self._client.job(job_id)["status"] not in (*LOST, "succeeded"):
                 raise
 
-    def tend(self) -> None:
-        """Nothing: workers are the server's business."""
+    def tend(self, idle_s: float) -> str | None:
+        """Workers are others' business; that there are none is said once."""
+        if idle_s < UNCLAIMED_S or self._said:
+            return None
+        self._said = True
+        return "No worker has taken a job yet. If none is running: adapterd worker"
 
 
 def _patiently(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +12,7 @@ import pytest
 
 from server.cli import main
 from server.tune_view import LiveTrials
-from tests.e2e.server_process import ROOT
+from tests.e2e.server_process import ADAPTERD, ROOT
 from tests.server.api.conftest import BASE, House, make_house, served, until
 from tests.support.scripted_worker import ScriptedWorker, smooth
 from training.jobs import JobBook
@@ -192,3 +193,38 @@ def test_the_live_table_shows_each_trial_and_the_best():
         assert part in text
     assert "3 of 4 trials, the best is 1 at 1.2500" in text
     assert "trial 1 is run again" in text
+
+
+async def test_ctrl_c_leaves_a_study_that_can_be_gone_on_with(house: House, tune: Run, data: Path):
+    async with served(house.app) as url:
+        typed = (str(data), "--study", "s", "--no-publish", "--trials", "2", "--server", url)
+        command = [*ADAPTERD, "tune", *typed]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.PIPE, cwd=ROOT
+        )
+        await until(lambda: specs(house), 30)
+        await asyncio.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, _ = await process.communicate()
+        with worker(house, evals=0, eval_s=0.2):
+            again = await tune(*typed)
+    assert process.returncode == 130
+    assert out.decode().endswith("the study s is kept: the same command goes on with it\n")
+    assert again[0] == 0
+    assert "going on with trial 0" in again[1]
+    assert len(specs(house)) == 2
+
+
+async def test_a_server_without_workers_is_told(
+    house: House, tune: Run, data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("server.tune_jobs.UNCLAIMED_S", 0.2)
+    async with served(house.app) as url:
+        typed = (str(data), "--study", "s", "--no-publish", "--trials", "2", "--server", url)
+        running = tune(*typed)
+        await until(lambda: specs(house))
+        await asyncio.sleep(0.6)
+        with worker(house, evals=0, eval_s=0):
+            status, out, _ = await running
+    assert status == 0
+    assert out.count("No worker has taken a job yet. If none is running: adapterd worker") == 1

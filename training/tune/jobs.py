@@ -5,7 +5,7 @@ Here: TrialJobs and TrialJob, LocalJobs over a store's own queue. Not here: jobs
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from adapters_store.store import AdapterStore
@@ -52,8 +52,11 @@ class TrialJobs(Protocol):
         """No error if it has ended already."""
         ...
 
-    def tend(self) -> None:
-        """Called between two looks: whoever works on the jobs may need some care."""
+    def tend(self, idle_s: float) -> str | None:
+        """Called between two looks: whoever works on the jobs may need some care.
+
+        `idle_s`: for so long no job has had a worker. What is returned is told to the user.
+        """
         ...
 
 
@@ -62,17 +65,16 @@ class Losses:
     """Gathers held-out losses from events, each once, however often a run was gone on with."""
 
     seen: int = 0  # the last event's number
-    by_step: dict[int, float | None] | None = None
+    by_step: dict[int, float | None] = field(default_factory=dict)
 
     def take(self, number: int, data: Mapping[str, Any] | None) -> None:
         """Of one event; the events in any order."""
         self.seen = max(self.seen, number)
         if data is not None and "valid_loss" in data:
-            self.by_step = {**(self.by_step or {}), data["step"]: data["valid_loss"]}
+            self.by_step[data["step"]] = data["valid_loss"]
 
     def in_order(self) -> tuple[float | None, ...]:
-        found = self.by_step or {}
-        return tuple(found[step] for step in sorted(found))
+        return tuple(self.by_step[step] for step in sorted(self.by_step))
 
 
 class LocalJobs:
@@ -130,5 +132,5 @@ class LocalJobs:
         if self._book.get(job_id).status not in (*LOST, "succeeded"):
             self._book.cancel(job_id)
 
-    def tend(self) -> None:
+    def tend(self, idle_s: float) -> str | None:
         """Nothing: workers are others' business."""

@@ -79,6 +79,7 @@ class Tuner:
         self._space = space_of(self._request)
         self._running: dict[int, Trial] = {}
         self._seen: dict[int, TrialJob] = {}
+        self._worked_at = time.monotonic()  # when a job had a worker last
 
     def run(self) -> None:
         """Until the study has as many trials as were asked for. Raises InvalidRequest."""
@@ -89,8 +90,7 @@ class Tuner:
             self._view.show(self.rows())
             if not self._running:
                 break
-            self._jobs.tend()
-            time.sleep(POLL_S)
+            self._wait()
             for trial in list(self._running.values()):
                 self._look(trial)
         if self.best() is None:
@@ -106,7 +106,8 @@ class Tuner:
         best = self.best()
         assert best is not None
         body = published_body(self._request, best.number, best.params)
-        body["metadata"] = self._metadata(publishes=str(best.number))
+        name = body["adapterd"]["name"]
+        body["metadata"] = self._metadata(publishes=str(best.number), name=name)
         job_id = self._jobs.ensure(body, again=True)
         known = self._study.user_attrs.get(_PUBLISHED)
         if known != {"trial": best.number, "job": job_id}:
@@ -118,8 +119,8 @@ class Tuner:
                 return job
             if job.status in ("failed", "cancelled"):
                 raise InvalidRequest(f"{job_id}, which was to publish, {_told(job)}")
-            self._jobs.tend()
-            time.sleep(POLL_S)
+            self._note_worker(job)
+            self._wait()
 
     def rows(self) -> list[Row]:
         """Every trial that has begun, by number."""
@@ -138,6 +139,15 @@ class Tuner:
     def _begun(self) -> list[FrozenTrial]:
         trials = self._study.get_trials(deepcopy=False)
         return [one for one in trials if one.state != TrialState.WAITING]
+
+    def _note_worker(self, job: TrialJob) -> None:
+        if job.status != "queued":
+            self._worked_at = time.monotonic()
+
+    def _wait(self) -> None:
+        if said := self._jobs.tend(time.monotonic() - self._worked_at):
+            self._view.say(said)
+        time.sleep(POLL_S)
 
     def _left(self) -> bool:
         return len(self._begun()) < self._search.trials
@@ -172,6 +182,7 @@ class Tuner:
     def _look(self, trial: Trial) -> None:
         job = self._jobs.look(trial.user_attrs[_JOB])
         self._seen[trial.number] = job
+        self._note_worker(job)
         unpromising = self._reported(trial, job)
         if _PRUNED in trial.user_attrs:  # by a tuner that was killed before it could say so
             unpromising = True
