@@ -42,6 +42,29 @@ SETTINGS_HERE = (
 )  # what `adapterd worker` calls the same
 KEPT_APART = ("name", "publish", "gate")  # of a request: they say nothing of what is searched
 
+Trials = Annotated[
+    int, typer.Option("--trials", min=1, help="In the study, those of earlier runs counted.")
+]
+Parallel = Annotated[
+    int, typer.Option("--parallel", "-j", min=1, help="Trials at once; with --local, workers.")
+]
+StudyName = Annotated[
+    str | None,
+    typer.Option("--study", help="Its name, to go on with it. Default: the adapter's."),
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage", metavar="URL", show_default=False,
+        help="Where studies are kept: sqlite:////PATH or postgresql://…. Default: the catalog if "
+        "that is PostgreSQL, else tuning.sqlite3 in the data folder.",
+    ),
+]  # fmt: skip
+Niceness = Annotated[
+    int, typer.Option("--nice", min=0, max=19, help="With --local: how much others come first.")
+]
+Local = Annotated[bool, typer.Option("--local", help="Train here, with workers of its own.")]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
@@ -67,35 +90,15 @@ def tune(
     options: TrainingOptions,
     flags: Mapping[str, str],
     validation: Validation = None,
-    trials: Annotated[
-        int, typer.Option("--trials", min=1, help="In the study, those of earlier runs counted.")
-    ] = 20,
-    parallel: Annotated[
-        int,
-        typer.Option("--parallel", "-j", min=1, help="Trials at once; with --local, workers."),
-    ] = 1,
-    study: Annotated[
-        str | None,
-        typer.Option("--study", help="Its name, to go on with it. Default: the adapter's."),
-    ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            "--storage", metavar="URL", show_default=False,
-            help="Where studies are kept: sqlite:////PATH or postgresql://…. Default: the catalog "
-            "if that is PostgreSQL, else tuning.sqlite3 in the data folder.",
-        ),
-    ] = None,
-    niceness: Annotated[
-        int,
-        typer.Option("--nice", min=0, max=19, help="With --local: how much others come first."),
-    ] = 19,
-    local: Annotated[
-        bool, typer.Option("--local", help="Train here, with workers of its own.")
-    ] = False,
+    trials: Trials = 20,
+    parallel: Parallel = 1,
+    study: StudyName = None,
+    storage: Storage = None,
+    niceness: Niceness = 19,
+    local: Local = False,
     server: Server = DEFAULT_SERVER,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Search rank, targets, learning rate, dropout and weight decay, and publish the best adapter.
 
     What an option says stays as it is said; what none says is searched, by the loss on held-out

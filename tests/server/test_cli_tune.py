@@ -5,12 +5,14 @@ import json
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from server.cli import main
+from server.tune_jobs import ServerJobs
 from server.tune_view import LiveTrials
 from tests.e2e.server_process import ADAPTERD, ROOT
 from tests.server.api.conftest import BASE, House, make_house, served, until
@@ -91,9 +93,19 @@ async def test_a_study_on_a_server_and_once_more(house: House, tune: Run, data: 
     assert told["best"]["values"]["rank"] in (4, 8, 16, 32, 64)
 
 
-async def test_pruned_trials_are_cancelled_on_the_server(house: House, tune: Run, data: Path):
+async def test_pruned_trials_are_cancelled_on_the_server(
+    house: House, tune: Run, data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    looks: Counter[str] = Counter()
+    real = ServerJobs.look
+
+    def counted(self: ServerJobs, job_id: str):
+        looks[job_id] += 1
+        return real(self, job_id)
+
+    monkeypatch.setattr(ServerJobs, "look", counted)
     async with served(house.app) as url:
-        with worker(house, eval_s=0.2):
+        with worker(house, eval_s=0, looks=looks):
             typed = (str(data), "--study", "s", "--no-publish", "--trials", "5", "-j", "2")
             status, out, err = await tune(*typed, "--server", url)
             book = JobBook(house.store.database, base=BASE)
@@ -202,7 +214,7 @@ async def test_ctrl_c_leaves_a_study_that_can_be_gone_on_with(house: House, tune
         process = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.PIPE, cwd=ROOT
         )
-        await until(lambda: specs(house), 30)
+        await until(lambda: specs(house), 60)
         await asyncio.sleep(0.2)
         process.send_signal(signal.SIGINT)
         out, _ = await process.communicate()

@@ -14,10 +14,21 @@ BASE_SCORES = {"eval_loss": 9.0}
 
 
 class ScriptedWorker(threading.Thread):
-    """Ends with the `with`. `claims` counts how often each job was begun."""
+    """Ends with the `with`. `claims` counts how often each job was begun.
+
+    `looks`: of the tuner at each job; after an evaluation two more are waited for, so that what the
+    tuner makes of it is known before the next one.
+    """
 
     def __init__(
-        self, database: Database, *, base: str, loss: Loss, evals: int = 4, eval_s: float = 0.05
+        self,
+        database: Database,
+        *,
+        base: str,
+        loss: Loss,
+        evals: int = 4,
+        eval_s: float = 0.05,
+        looks: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(name="scripted worker")
         self.claims: Counter[str] = Counter()
@@ -27,6 +38,7 @@ class ScriptedWorker(threading.Thread):
         self._loss = loss
         self._evals = evals
         self._eval_s = eval_s
+        self._looks = looks
         self._over = threading.Event()
 
     def __enter__(self) -> "ScriptedWorker":
@@ -49,6 +61,16 @@ class ScriptedWorker(threading.Thread):
             except LeaseLost:
                 self.heeded.append(lease.job.id)
 
+    def _wait_for_looks(self, lease: Lease) -> None:
+        if self._looks is None:
+            return
+        job_id = lease.job.id
+        enough = self._looks[job_id] + 2
+        while self._looks[job_id] < enough and not self._over.is_set():
+            if self._queue.renew(lease):
+                return
+            time.sleep(0.02)
+
     def _work(self, lease: Lease) -> None:
         spec = lease.job.spec
         loss = self._loss(spec)
@@ -63,6 +85,7 @@ class ScriptedWorker(threading.Thread):
                 return None
             data = {"step": number * 10, "valid_loss": loss + 1 / number}
             self._queue.note(lease, f"Step {number * 10}", data=data)
+            self._wait_for_looks(lease)
         published = spec["adapterd"]["publish"]
         name = spec["adapterd"]["name"]
         report = {

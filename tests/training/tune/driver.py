@@ -31,10 +31,12 @@ def storage(folder: Path) -> str:
     return f"sqlite:///{folder / 'tuning.sqlite3'}"
 
 
-def tune(store: AdapterStore, url: str, trials: int, parallel: int = 1) -> list[Row]:
+def tune(
+    store: AdapterStore, url: str, trials: int, parallel: int = 1, jobs: LocalJobs | None = None
+) -> list[Row]:
     with open_study(url, "sql", asked()) as study:
         search = Search(REQUEST | FILES, trials, parallel)
-        made = Tuner(study, LocalJobs(store, base=BASE), search, Silent())
+        made = Tuner(study, jobs or LocalJobs(store, base=BASE), search, Silent())
         made.run()
         return made.rows()
 
