@@ -111,4 +111,6 @@ def _attempts(book: JobBook, job: JobRecord) -> int:
 def _steps(book: JobBook, job: JobRecord) -> int:
     """The last that its events tell of, which is a twentieth of a run ago at most."""
     events, _ = book.events(job.id, limit=1000)
-    return max((event.data["step"] for event in events if "step" in (event.data or {})), default=0)
+    return max(
+        (event.data["step"] for event in events if event.data and "step" in event.data), default=0
+    )

@@ -48,7 +48,8 @@ def tune(capsys: pytest.CaptureFixture[str]) -> Run:
         with pytest.raises(SystemExit) as left:
             main(["tune", *arguments])
         status = left.value.code
-        return (status if isinstance(status, int) else 0, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return (status if isinstance(status, int) else 0), out, err
 
     return lambda *arguments: asyncio.create_task(asyncio.to_thread(ran, arguments))
 
