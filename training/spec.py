@@ -115,7 +115,7 @@ class Peft(_Part):
     alpha: Annotated[float, Field(gt=0, le=8192)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     targets: Annotated[Leaves, Field(min_length=1)] | None = None
-    """Leaf names of linear modules ("q_proj"); None: all of them."""
+    """Leaf names of linear modules ("q_proj"), or "attention" for those of it; None: all."""
     modules_to_save: Leaves = ()
     """Leaf names of modules that are trained whole ("embed_tokens")."""
     trainable_tokens: Leaves = ()
