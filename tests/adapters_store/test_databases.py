@@ -53,7 +53,7 @@ def test_other_urls_are_refused_without_their_password(text):
 
 def test_transactions_are_as_the_module_says(catalog):
     with catalog.write() as writer:
-        ask = writer._connection.exec_driver_sql
+        ask = writer.connection.exec_driver_sql
         assert ask("SHOW transaction_isolation").scalar() == "read committed"
         assert ask("SHOW lock_timeout").scalar() == "10s"
         key = "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks"

@@ -48,15 +48,35 @@ def test_config_file_can_be_named_by_the_environment(
     assert load_settings({}).port == 1001
 
 
+def typed_flags(**options: object) -> dict[str, str]:
+    """What a command gets of its options."""
+    received: list[dict[str, str]] = []
+
+    def command(flags: dict[str, str]) -> None:
+        received.append(flags)
+
+    takes_settings()(command)(**options)
+    return received[0]
+
+
+def test_a_command_may_have_some_settings_and_options_of_its_own() -> None:
+    received: list[object] = []
+
+    def command(flags: dict[str, str], *, times: int = 3) -> None:
+        received.append((flags, times))
+
+    offered = takes_settings("model", "threads")(command)
+    assert list(inspect.signature(offered).parameters) == ["times", "model", "threads"]
+    offered(times=4, model="a", threads=None)
+    assert received == [({"model": "a"}, 4)]
+
+
 @pytest.mark.parametrize("field", sorted(Settings.model_fields.keys() - {"config"}))
 def test_every_setting_is_a_flag_a_variable_and_a_key(
     field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example = about(field).example
-    received: list[dict[str, str]] = []
-    command = takes_settings(received.append)
-    command(**{field: example})
-    by_flag = load_settings(received[0])
+    by_flag = load_settings(typed_flags(**{field: example}))
 
     by_file = load_settings(toml(tmp_path, f'{field} = "{example}"'))
     monkeypatch.setenv(variable_of(field), example)
@@ -67,7 +87,7 @@ def test_every_setting_is_a_flag_a_variable_and_a_key(
 
 
 def test_the_serve_command_has_exactly_the_settings() -> None:
-    options = inspect.signature(takes_settings(lambda flags: None)).parameters
+    options = inspect.signature(takes_settings()(lambda flags: None)).parameters
     assert list(options) == list(Settings.model_fields)
     for name, option in options.items():
         typer_option = option.annotation.__metadata__[0]
@@ -195,9 +215,7 @@ def test_a_misspelt_variable_is_refused_and_others_are_left_alone(
 
 @pytest.mark.parametrize(("given", "wanted"), [(True, True), (False, False), (None, True)])
 def test_a_switch_takes_no_value(given: bool | None, wanted: bool, tmp_path: Path) -> None:
-    received: list[dict[str, str]] = []
-    takes_settings(received.append)(prefix_cache=given)
-    settings = load_settings(received[0])
+    settings = load_settings(typed_flags(prefix_cache=given))
     assert settings.engine_config(model="m", blobs=BlobPlace(str(tmp_path))).prefix_cache == wanted
 
 
@@ -215,9 +233,7 @@ def test_roots_are_typed_as_paths_are(
     typed: str | list[str], wanted: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roots = tuple(map(Path, wanted))
-    received: list[dict[str, str]] = []
-    takes_settings(received.append)(adapter_root=typed)
-    assert load_settings(received[0]).adapter_root == roots
+    assert load_settings(typed_flags(adapter_root=typed)).adapter_root == roots
     assert load_settings(toml(tmp_path, f"adapter_root = {typed!r}")).adapter_root == roots
     if isinstance(typed, str):
         monkeypatch.setenv("ADAPTERD_ADAPTER_ROOT", typed)
