@@ -24,7 +24,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from adapters_store.errors import AdapterdError
-from server import __version__, cli_import, cli_versions
+from server import __version__, cli_advise, cli_import, cli_versions
 from server.child_process import start_engine
 from server.cli_options import DEFAULT_SERVER, AsJson, Name, Server
 from server.cli_settings import human_bytes, takes_settings
@@ -46,6 +46,7 @@ adapters = typer.Typer(no_args_is_help=True, help="Upload, list, show, download,
 demo_app = typer.Typer(no_args_is_help=True, help="The embedded base model and its adapters.")
 cli_versions.add_to(adapters)
 cli_import.add_to(adapters)
+cli_advise.add_to(app)
 app.add_typer(adapters, name="adapters")
 app.add_typer(demo_app, name="demo")
 

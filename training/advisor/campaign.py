@@ -26,6 +26,9 @@ from training.advisor.vocabulary import trainable_ids, vocabulary
 from training.evaluation import View
 
 RANKS = (4, 16, 64)
+SMALL = 8
+"""A rank is at most the narrowest module's smaller side over this: at that, LoRA trains a quarter
+as much as the module has, and is no small adapter any more."""
 RATES = 4
 STEP = 3.0
 ROOM = 0.8
@@ -144,7 +147,7 @@ def next_power(losses: dict[int, float]) -> int | None:
 
 def _adapters(runs: _Runs, model: Any, base: Base) -> None:
     """Everything but full fine-tuning."""
-    ranks = [rank for rank in RANKS if rank <= base.narrowest // 2] or [1]
+    ranks = [rank for rank in RANKS if rank * SMALL <= base.narrowest] or [1]
     middle = min(ranks, key=lambda rank: abs(rank - 16))
     lora = runs.search(lambda: model, Wanted("rate", "lora", middle))
     assert lora is not None, "every base takes LoRA"

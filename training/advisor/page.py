@@ -126,7 +126,7 @@ def _curves(probes: Sequence[Mapping[str, Any]]) -> str:
     """Held-out losses by step; of each kind of probe the best one."""
     best: dict[str, Mapping[str, Any]] = {}
     for one in probes:
-        kind = {"rate": "rank"}.get(one["part"], one["part"])
+        kind = "rank" if one["part"] == "rate" else str(one["part"])
         if kind not in best or _order(one) < _order(best[kind]):
             best[kind] = one
     lines = [(one["name"], [(x, y) for x, y in one["curve"] if x]) for one in best.values()]
