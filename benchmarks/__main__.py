@@ -18,6 +18,7 @@ LATE = {
     "speculative": "Measures decoding with guesses from the text itself, and without.",
     "fleet": "Measures a server with thousands of adapters.",
     "profile": "Takes a decode step apart: what each part takes, and would at least.",
+    "advisor": "Checks the advisor's verdicts by long runs, on three data sets made to differ.",
     "eviction": "Plays policies of eviction against each other, by simulation.",
 }
 

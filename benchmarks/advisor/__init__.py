@@ -1,1 +1,5 @@
-"""Whether the advisor's verdicts hold: its short probes beside long runs, on data made for it."""
+"""Whether the advisor's verdicts hold: `python -m benchmarks advisor`."""
+
+from benchmarks.advisor.command import app
+
+__all__ = ["app"]

@@ -2,7 +2,7 @@
 
 Here: SETS, Set. Not here: running anything.
 
-near: the base's own chats, with a salutation before each reply. new-tokens: times of day as three
+near: the base's own chats, with thanks at the end of each reply. new-tokens: times of day as three
 signs that are tokens of the base and were in none of its text. far: the base's own stories and
 facts in a cipher, a letter for a letter: the same structure, and next to no token where the base
 has learnt it.
@@ -43,9 +43,7 @@ class Set:
 def _near(rng: Random) -> Iterator[Json]:
     while True:
         messages = [
-            one | {"content": f"Well, my friend: {one['content']}"}
-            if one["role"] == "assistant"
-            else one
+            one | {"content": f"{one['content']} Thank you."} if one["role"] == "assistant" else one
             for one in chat(rng)
         ]
         yield {"messages": messages}
@@ -83,13 +81,14 @@ def _cipher() -> dict[int, str]:
 def _far(rng: Random) -> Iterator[Json]:
     table = _cipher()
     while True:
-        yield {"prompt": "", "completion": plain(rng).translate(table)}
+        sentence = plain(rng).partition("\n")[0].partition(". ")[0]
+        yield {"prompt": "", "completion": sentence.translate(table)}
 
 
 SETS = (
     Set(
         "near",
-        "the base's own chats, each reply behind a salutation that is always the same",
+        "the base's own chats, with the same two words of thanks at the end of each reply",
         "LoRA of a small rank; within 2 % of full fine-tuning",
         _near,
     ),

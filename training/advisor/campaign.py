@@ -5,7 +5,7 @@ Here: measured, Measured. Not here: one probe (probes.py), what is made of them 
 Rates: LoRA's and the full fine-tune's are searched for, in steps of 3, until the best one lies
 between two that are worse or RATES have been tried: a verdict must not hang on one rate. LoRA's
 best rate hardly depends on the rank ("LoRA Without Regret", Schulman et al. 2025), so that all
-ranks, and what differs from LoRA little, take it over.
+ranks, and what differs from LoRA little, take it over; the best of those has it searched again.
 """
 
 from collections.abc import Callable
@@ -124,15 +124,18 @@ class _Runs:
         most: int = RATES,
         look: Callable[[Any], None] | None = None,
     ) -> Ran | None:
-        """The best rate of up to `most`."""
-        tried: dict[int, Ran] = {}  # by the power of STEP
-        power: int | None = 0
-        while power is not None and len(tried) < most:
-            ran = self.run(load(), replace(wanted, multiplier=STEP**power), look)
+        """The best of up to `most` rates around that of `wanted`, which may have run already."""
+        known = next((one for one in self.done if one.wanted == wanted), None)
+        tried: dict[int, Ran] = {} if known is None else {0: known}  # by the power of STEP
+        while len(tried) < most:
+            power = next_power({at: one.probe.loss for at, one in tried.items()})
+            if power is None:
+                break
+            rate = wanted.multiplier * STEP**power
+            ran = self.run(load(), replace(wanted, multiplier=rate), look)
             if ran is None:
                 break
             tried[power] = ran
-            power = next_power({at: one.probe.loss for at, one in tried.items()})
         return min(tried.values(), key=lambda one: one.probe.loss, default=None)
 
 
@@ -141,6 +144,8 @@ def next_power(losses: dict[int, float]) -> int | None:
 
     Upwards first: the higher rate is the cheaper one to be wrong about in a short run.
     """
+    if not losses:
+        return 0
     best = min(losses, key=lambda at: losses[at])
     return next((at for at in (best + 1, best - 1) if at not in losses), None)
 
@@ -163,6 +168,10 @@ def _adapters(runs: _Runs, model: Any, base: Base) -> None:
         runs.run(model, replace(shared, part="tokens", token_ids=tokens))
     runs.run(model, replace(shared, part="embeddings", modules_to_save=(base.embedding,)))
     runs.search(lambda: model, Wanted("prompt", "prompt-tuning"), most=2)
+    # What is held against full fine-tuning has a rate of its own choosing too.
+    best = min(runs.done, key=lambda one: one.probe.loss)
+    if best.wanted.part not in ("rate", "prompt"):
+        runs.search(lambda: model, best.wanted, most=3)
 
 
 def _full(runs: _Runs, load: Callable[[], Any], base: Base) -> tuple[Ran, Spectrum]:
