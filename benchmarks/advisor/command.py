@@ -69,14 +69,14 @@ def main(
     ),
     only: Annotated[str | None, typer.Option(help="One set's name; nothing is written.")] = None,
     examples: Annotated[int, typer.Option(min=64, help="Of each data set.")] = 1500,
-    probe_steps: Annotated[int, typer.Option(min=4, help="Of each probe.")] = 60,
+    probe_steps: Annotated[int, typer.Option(min=4, help="Of each probe.")] = 40,
     times: Annotated[int, typer.Option(min=1, help="Steps of a long run over a probe's.")] = 4,
     threads: Annotated[int, typer.Option(min=1, help="torch's.")] = 1,
 ) -> None:
     """Advises on each data set, runs what checks it, and writes advisor.json and advisor.md."""
     torch.set_num_threads(threads)
     machine = describe()
-    options = Probing(probe_steps=probe_steps, held_out=100, answered=20, batch_size=8)
+    options = Probing(probe_steps=probe_steps, held_out=64, answered=16, batch_size=8)
     chosen = [one for one in SETS if only in (None, one.name)]
     sets = [_checked(one, examples, options, times, work) for one in chosen]
     if only is not None:
