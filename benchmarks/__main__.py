@@ -19,8 +19,15 @@ LATE = {
     "fleet": "Measures a server with thousands of adapters.",
     "profile": "Takes a decode step apart: what each part takes, and would at least.",
     "advisor": "Checks the advisor's verdicts by long runs, on three data sets made to differ.",
+    "finetune": "Trains by every PEFT method and rank, and in full, and compares what came of it.",
+    "worker": "Trains by the worker and by hand, and serves beside a worker that trains.",
     "eviction": "Plays policies of eviction against each other, by simulation.",
 }
+
+MODULES = {
+    "finetune": "finetune.command",
+    "worker": "worker.command",
+}  # where its name does not say it
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
@@ -63,7 +70,7 @@ def _passed_on(name: str) -> Callable[[typer.Context], None]:
     """Runs the benchmark's own app, which brings torch, only when it is asked for."""
 
     def run(context: typer.Context) -> None:
-        module = importlib.import_module(f"benchmarks.{name}")
+        module = importlib.import_module(f"benchmarks.{MODULES.get(name, name)}")
         module.app(args=context.args, prog_name=f"python -m benchmarks {name}")
 
     return run

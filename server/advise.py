@@ -4,15 +4,15 @@ Here: run. Not here: the advice (training/advisor), what the command prints of i
 """
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import demo
-from server.config import Settings, SettingsError
+from server.config import Settings
 from server.engine.base_files import resolve_model
+from server.work import log_to_terminal, require_training
 
 
 def run(settings: Settings, data: Path, *, options: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -21,15 +21,12 @@ def run(settings: Settings, data: Path, *, options: dict[str, Any], seed: int) -
     `options`: fields of training's Probing. Raises SettingsError, EngineStartFailed (no such
     base), InvalidDataset, OSError.
     """
-    warnings.filterwarnings("ignore", category=FutureWarning)  # between the trainers' libraries
-    try:
-        from training.advisor.advice import advise
-        from training.advisor.request import Probing
-        from training.base import BaseFolder
-    except ModuleNotFoundError as missing:
-        raise SettingsError(
-            f"advice needs {missing.name}, which is not installed: pip install 'adapterd[train]'"
-        ) from None
+    require_training()
+    log_to_terminal(level="error")
+    from training.advisor.advice import advise
+    from training.advisor.request import Probing
+    from training.base import BaseFolder
+
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     folder = resolve_model(settings.model or str(demo.base_path()))

@@ -1,6 +1,6 @@
 """The `adapterd` command: what each subcommand takes, and what it prints.
 
-Here: typer commands, tables, progress bars, the one place where an error becomes a line on
+Here: typer commands, their tables, the one place where an error becomes a line on
 stderr and an exit code (1: it did not work, 2: it was asked wrongly). Not here: settings
 (config.py), HTTP (http_client.py), starting the server (serve.py). torch and transformers are
 imported by the commands that need them, so that --help answers at once.
@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from adapters_store.errors import AdapterdError
-from server import __version__, cli_advise, cli_import, cli_versions
+from server import __version__, cli_advise, cli_import, cli_jobs, cli_train, cli_versions
 from server.child_process import start_engine
 from server.cli_options import DEFAULT_SERVER, AsJson, Name, Server
 from server.cli_settings import human_bytes, takes_settings
+from server.cli_terminal import print_table, transfer_bar
 from server.config import SettingsError, load_settings
 from server.http_client import Completion, ServerClient, ServerError, peft_files
 
@@ -43,11 +42,15 @@ app = typer.Typer(
     "[bold]adapterd adapters list[/bold]",
 )
 adapters = typer.Typer(no_args_is_help=True, help="Upload, list, show, download, delete adapters.")
+jobs = typer.Typer(no_args_is_help=True, help="Follow, steer and judge training jobs.")
 demo_app = typer.Typer(no_args_is_help=True, help="The embedded base model and its adapters.")
 cli_versions.add_to(adapters)
 cli_import.add_to(adapters)
 cli_advise.add_to(app)
+cli_train.add_to(app)
+cli_jobs.add_to(jobs)
 app.add_typer(adapters, name="adapters")
+app.add_typer(jobs, name="jobs")
 app.add_typer(demo_app, name="demo")
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks" / "peers.py"  # in a checkout only
@@ -236,7 +239,7 @@ def push(
     """
     paths = peft_files(source)
     with ServerClient(server) as client, ExitStack() as opened:
-        progress = opened.enter_context(_transfer_bar())
+        progress = opened.enter_context(transfer_bar())
         total = sum(path.stat().st_size for path in paths)
         task = progress.add_task(f"uploading {name}", total=total)
         files = [opened.enter_context(path.open("rb")) for path in paths]
@@ -279,8 +282,7 @@ def list_adapters(server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> N
             human_bytes(adapter["bytes"]),
             adapter["residency"],
         )
-    # A pipe gets every column whole, a terminal what fits.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    print_table(table)
 
 
 @adapters.command()
@@ -361,19 +363,6 @@ def export_demo(
 
     export(destination)
     print(f"{destination / 'base'} and {destination / 'adapters'} are written")
-
-
-def _transfer_bar() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 def _digest(adapter: dict[str, Any]) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from server.cli_settings import takes_settings
+from server.cli_terminal import print_table
 from server.config import load_settings
 
 
@@ -70,12 +70,13 @@ def advise(
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    _print(report)
+    print_advice(report)
     if output is not None:
         print(f"{output} is written")
 
 
-def _print(report: dict[str, Any]) -> None:
+def print_advice(report: dict[str, Any]) -> None:
+    """The verdict, and what it rests on."""
     table = Table("probe", "held-out loss", "exact match", "trained", "s/step")
     chosen = (report["recommendation"] or {}).get("probe")
     for one in report["probes"]:
@@ -88,7 +89,7 @@ def _print(report: dict[str, Any]) -> None:
             f"{one['seconds_per_step']:.3f}",
             style="bold" if one["name"] == chosen else "",
         )
-    Console().print(table)
+    print_table(table)
     print(report["summary"])
     for one in report["findings"]:
         print(f"- {one['rule']}: {one['measured']}. {one['says']}.")

@@ -34,14 +34,14 @@ def takes_settings(*names: str) -> Callable[[Command], Command]:
 
     def wrap(command: Command) -> Command:
         own = [one for one in inspect.signature(command).parameters.values() if one.name != "flags"]
-        fields = {name: Settings.model_fields[name] for name in names or Settings.model_fields}
+        offered = names or tuple(Settings.model_fields)
 
         def with_options(**options: Any) -> None:
             rest = {one.name: options.pop(one.name) for one in own}
             given = {name: value for name, value in options.items() if value not in (None, [])}
             command({name: _text(value) for name, value in given.items()}, **rest)
 
-        parameters = [*own, *(_option(name, field) for name, field in fields.items())]
+        parameters = [*own, *(setting_option(name) for name in offered)]
         parameters.sort(key=lambda one: one.kind)  # a signature has positional ones first
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__
@@ -50,14 +50,18 @@ def takes_settings(*names: str) -> Callable[[Command], Command]:
     return wrap
 
 
-def _option(name: str, field: FieldInfo) -> inspect.Parameter:
-    told = about(name)
+def setting_option(name: str, panel: str | None = None) -> inspect.Parameter:
+    """A parameter that typer reads the setting from, as text; None if it is not given.
+
+    `panel`: its heading in --help; None: its group's.
+    """
+    field, told = Settings.model_fields[name], about(name)
     switch = is_switch(name)
     option = typer.Option(
         f"{flag_of(name)}/{off_flag_of(name)}" if switch else flag_of(name),
         help=f"{told.help} {_default(name, field)}".strip(),
         metavar="" if switch else _metavar(name, field),
-        rich_help_panel=told.group,
+        rich_help_panel=panel or told.group,
         show_default=False,  # ours is in the help text; what typer sees is None for all
     )
     kind = bool | None if switch else list[str] | None if is_repeatable(name) else str | None

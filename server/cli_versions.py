@@ -4,16 +4,14 @@ Here: what these commands take and print. Not here: HTTP (http_client.py), uploa
 """
 
 import json
-import sys
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from server.cli_options import DEFAULT_SERVER, AsJson, Expected, Name, Server
 from server.cli_settings import human_bytes
+from server.cli_terminal import print_table, time_text
 from server.http_client import ServerClient, ServerError
 
 Alias = Annotated[
@@ -67,12 +65,12 @@ def versions(name: Name, server: Server = DEFAULT_SERVER, as_json: AsJson = Fals
         table.add_row(
             str(one["version"]),
             one["digest"][:12],
-            _time(one["created_at"]),
+            time_text(one["created_at"]),
             str(one["rank"]),
             human_bytes(one["bytes"]),
             " ".join(users),
         )
-    _print(table)
+    print_table(table)
 
 
 def aliases(name: Name, server: Server = DEFAULT_SERVER, as_json: AsJson = False) -> None:
@@ -84,7 +82,7 @@ def aliases(name: Name, server: Server = DEFAULT_SERVER, as_json: AsJson = False
     table = Table("alias", "version", "digest", "canary")
     for one in found:
         table.add_row(one["id"], str(one["version"]), one["digest"][:12], _canary(one["canary"]))
-    _print(table)
+    print_table(table)
 
 
 def alias(
@@ -133,13 +131,13 @@ def history(name: Alias, server: Server = DEFAULT_SERVER, as_json: AsJson = Fals
     for one in moves:
         table.add_row(
             str(one["move"]),
-            _time(one["moved_at"]),
+            time_text(one["moved_at"]),
             one["cause"],
             "removed" if one["version"] is None else str(one["version"]),
             (one["digest"] or "")[:12],
             _canary(one["canary"]),
         )
-    _print(table)
+    print_table(table)
 
 
 def rollback(name: Alias, expected: Expected = None, server: Server = DEFAULT_SERVER) -> None:
@@ -168,7 +166,7 @@ def diff(
         if before.get(key) != after.get(key):
             table.add_row(key, before.get(key, ""), after.get(key, ""))
     if table.row_count:
-        _print(table)
+        print_table(table)
     else:
         print(f"{old} and {new} are the same")
     if compared is not None:
@@ -259,12 +257,3 @@ def _canary(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
     return f"{found['weight']:.1%} version {found['version']}, {found['digest'][:12]}"
-
-
-def _time(unix_s: int) -> str:
-    return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _print(table: Table) -> None:
-    """A pipe gets every column whole, a terminal what fits."""
-    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 from urllib.parse import quote
 
 import httpx2
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CONNECT_S = 5.0
+JOBS = "/v1/fine_tuning/jobs"
 READ_S = 600.0  # a queued request may wait long for its first token
 
 
@@ -74,13 +75,7 @@ class ServerClient:
 
     def adapters(self) -> Iterator[dict[str, Any]]:
         """Every adapter, page after page."""
-        after: dict[str, str] = {}
-        while True:
-            page = self._json("GET", "/v1/adapters", params={"limit": "100", **after})
-            yield from page["data"]
-            if not page["has_more"] or not page["data"]:
-                return
-            after = {"after": page["data"][-1]["id"]}
+        return self._pages("/v1/adapters", limit=100)
 
     def adapter(self, name: str) -> dict[str, Any]:
         return self._json("GET", _adapter_path(name))
@@ -177,6 +172,46 @@ class ServerClient:
         """`checked`, a count, and `faults`."""
         return self._json("POST", "/v1/store/verify")
 
+    def upload_file(self, filename: str, stream: BinaryIO) -> dict[str, Any]:
+        """A file of training data, kept once every line of it is sound."""
+        sent = [("file", (filename, stream))]
+        response = self._send("POST", "/v1/files", data={"purpose": "fine-tune"}, files=sent)
+        return response.json()
+
+    def file(self, file_id: str) -> dict[str, Any]:
+        return self._json("GET", _file_path(file_id))
+
+    def download_file(self, file_id: str, into: BinaryIO) -> None:
+        with self._stream("GET", _file_path(file_id) + "/content") as response:
+            for chunk in response.iter_bytes():
+                into.write(chunk)
+
+    def delete_file(self, file_id: str) -> None:
+        self._send("DELETE", _file_path(file_id))
+
+    def create_job(self, body: dict[str, Any]) -> dict[str, Any]:
+        """`body` as POST /v1/fine_tuning/jobs takes it."""
+        return self._json("POST", JOBS, json=body)
+
+    def jobs(self) -> Iterator[dict[str, Any]]:
+        """The newest first, page after page."""
+        return self._pages(JOBS, limit=50)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self._json("GET", _job_path(job_id))
+
+    def job_events(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """The newest first, page after page."""
+        return self._pages(_job_path(job_id) + "/events", limit=100)
+
+    def change_job(self, job_id: str, wish: Literal["cancel", "pause", "resume"]) -> dict[str, Any]:
+        """The job as it is now; a running one only knows yet what is wished."""
+        return self._json("POST", f"{_job_path(job_id)}/{wish}")
+
+    def job_report(self, job_id: str) -> dict[str, Any]:
+        """What came of a job that has succeeded."""
+        return self._json("GET", _job_path(job_id) + "/report")
+
     def complete(self, ask: Completion) -> Iterator[str]:
         """The answer's text, piece by piece as it is generated."""
         if ask.chat is None:
@@ -211,6 +246,15 @@ class ServerClient:
                 yield chunk
         raise ServerError(f"{self.url} closed the stream before its end. Ask again.")
 
+    def _pages(self, path: str, *, limit: int) -> Iterator[dict[str, Any]]:
+        after: dict[str, str] = {}
+        while True:
+            page = self._json("GET", path, params={"limit": str(limit), **after})
+            yield from page["data"]
+            if not page["has_more"] or not page["data"]:
+                return
+            after = {"after": page["data"][-1]["id"]}
+
     def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         return self._send(method, path, **options).json()
 
@@ -241,6 +285,14 @@ class ServerClient:
 
 def _adapter_path(name: str) -> str:
     return "/v1/adapters/" + quote(name, safe="")
+
+
+def _file_path(file_id: str) -> str:
+    return "/v1/files/" + quote(file_id, safe="")
+
+
+def _job_path(job_id: str) -> str:
+    return f"{JOBS}/{quote(job_id, safe='')}"
 
 
 def _alias_path(reference: str) -> str:

@@ -10,10 +10,11 @@ import signal
 import socket
 import sys
 import threading
-import warnings
 from contextlib import closing
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,7 +28,8 @@ from server.engine.base_files import resolve_model
 from server.inspect_adapter import base_of, with_norms
 from server.open_store import blob_place, open_store
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:  # needs the train extra
+    from training.run import Workplace
 
 
 def run(settings: Settings, *, niceness: int, lease_s: float, until_empty: bool) -> int:
@@ -35,14 +37,11 @@ def run(settings: Settings, *, niceness: int, lease_s: float, until_empty: bool)
 
     Raises SettingsError, Unavailable, StoreCorrupt, EngineStartFailed (no such base).
     """
-    _log(settings)
+    log_to_terminal(level=settings.log_level)
     os.nice(niceness)
-    try:
-        from training.worker import work
-    except ModuleNotFoundError as missing:
-        raise SettingsError(
-            f"training needs {missing.name}, which is not installed: pip install 'adapterd[train]'"
-        ) from None
+    require_training()
+    from training.worker import work
+
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     stop, heard = threading.Event(), []
@@ -57,7 +56,16 @@ def run(settings: Settings, *, niceness: int, lease_s: float, until_empty: bool)
     return 128 + heard[0] if heard else 0
 
 
-def workplace(settings: Settings, store: AdapterStore, *, lease_s: float):
+def require_training() -> None:
+    """Raises SettingsError, with the remedy, unless the trainers' libraries are installed."""
+    for package in ("accelerate", "datasets", "peft", "trl"):
+        if find_spec(package) is None:
+            raise SettingsError(
+                f"training needs {package}, which is not installed: pip install 'adapterd[train]'"
+            )
+
+
+def workplace(settings: Settings, store: AdapterStore, *, lease_s: float) -> "Workplace":
     """What every job is worked on with; adapters are checked as a server with these settings would.
 
     Raises EngineStartFailed, InvalidRequest.
@@ -68,10 +76,12 @@ def workplace(settings: Settings, store: AdapterStore, *, lease_s: float):
     from training.run import Workplace
 
     folder = resolve_model(settings.model or str(demo.base_path()))
+    checker = _Checker(settings, folder)
     return Workplace(
         store=store,
         base=BaseFolder(settings.base_name, folder, settings.device),
-        check=_Checker(settings, folder),
+        check=checker,
+        excess=checker.excess,
         queue=JobQueue(store.database, base=settings.base_name, lease_s=lease_s),
         shelf=CheckpointShelf(store.database, store.objects, store.staging),
     )
@@ -87,6 +97,14 @@ class _Checker:
 
     def __call__(self, content: AdapterContent) -> AdapterFacts:
         """Raises InvalidAdapter, UnsupportedAdapter."""
+        base, limits = self._base_and_limits()
+        return methods.check(content, base, limits=limits)
+
+    def excess(self, rank: int) -> str | None:
+        """What is wrong with a rank that is too large to be served; None if it is not."""
+        return self._base_and_limits()[1].excess(rank)
+
+    def _base_and_limits(self) -> tuple[BaseModel, SlotLimits]:
         if self._known is None:
             base = with_norms(base_of(str(self._folder)), self._folder)
             limits = slot_limits(
@@ -97,8 +115,7 @@ class _Checker:
                 slot_bytes=self._settings.slot_bytes,
             )
             self._known = base, limits
-        base, limits = self._known
-        return methods.check(content, base, limits=limits)
+        return self._known
 
 
 def _hear(stop: threading.Event, heard: list[int], number: int, _frame: object) -> None:
@@ -109,9 +126,10 @@ def _hear(stop: threading.Event, heard: list[int], number: int, _frame: object) 
     print("giving the job back; a second signal ends at once", file=sys.stderr)
 
 
-def _log(settings: Settings) -> None:
+def log_to_terminal(*, level: str) -> None:
+    """Ours from `level` on; the trainers' libraries' warnings."""
     logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     for name in (
         "alembic",
@@ -123,4 +141,3 @@ def _log(settings: Settings) -> None:
         "accelerate",
     ):
         logging.getLogger(name).setLevel("WARNING")
-    warnings.filterwarnings("ignore", category=FutureWarning)  # between the trainers' libraries

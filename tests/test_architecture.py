@@ -36,7 +36,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "training": ("server", "demo", "benchmarks"),
     "demo": ("server", "training", "benchmarks"),
 }
-API_IMPORTERS = ("server.api", "server.serve", "tests", "benchmarks")
+API_IMPORTERS = ("server.api", "server.serve", "server.train_here", "tests", "benchmarks")
 WEB = {"fastapi", "starlette", "uvicorn"}
 WEB_IMPORTERS = ("server.api", "server.serve")
 

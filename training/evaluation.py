@@ -22,7 +22,7 @@ from training.tokens import NOT_LEARNED, Tokenized
 BATCH_TOKENS = 4096
 """Of one forward pass, padding counted."""
 
-ANSWERED_AT_ONCE = 16
+ANSWERED_AT_ONCE = 32
 
 MORE_TOKENS = 8
 """An answer may be so much longer than the one wanted; what goes on longer is wrong anyway."""
@@ -78,33 +78,47 @@ def divergence(view: View, base: View, rows: Sequence[Tokenized]) -> float | Non
 
 
 @torch.no_grad()
-def answers(view: View, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokenized]) -> list[str]:
-    """What the model says, greedily, where each row has its last answer."""
+def answers(
+    view: View,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Tokenized],
+    *,
+    more_tokens: int = MORE_TOKENS,
+) -> list[str]:
+    """What the model says, greedily, where each row has its last answer.
+
+    Each may be `more_tokens` longer than the longest one wanted of those asked with it.
+    """
     found: dict[int, str] = {}
     split = [_last_answer(row) for row in rows]
     padding: Any = tokenizer.pad_token_id
-    order = sorted(range(len(rows)), key=lambda at: len(split[at][0]))
-    for start in range(0, len(order), ANSWERED_AT_ONCE):
-        group = order[start : start + ANSWERED_AT_ONCE]
-        prompts = [split[at][0] for at in group]
-        longest = max(map(len, prompts))
-        inputs = torch.full((len(group), longest), padding)
-        mask = torch.zeros_like(inputs)
-        for row, prompt in enumerate(prompts):
-            inputs[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
+    for group in _alike([len(prompt) for prompt, _ in split]):
+        inputs = torch.tensor([split[at][0] for at in group], device=view.model.device)
         wanted = max(len(split[at][1]) for at in group)
         with view.entered():
             said = view.model.generate(
-                input_ids=inputs.to(view.model.device),
-                attention_mask=mask.to(view.model.device),
-                max_new_tokens=wanted + MORE_TOKENS,
+                input_ids=inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=wanted + more_tokens,
                 do_sample=False,
                 pad_token_id=padding,
             )
-        for at, ids in zip(group, said[:, longest:], strict=True):
+        for at, ids in zip(group, said[:, inputs.shape[1] :], strict=True):
             found[at] = _text(tokenizer, ids.tolist())
     return [found[at] for at in range(len(rows))]
+
+
+def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Places of the same length, ANSWERED_AT_ONCE at most.
+
+    Padding before a prompt would come between it and the virtual tokens of a soft prompt.
+    """
+    by_length: dict[int, list[int]] = {}
+    for at, length in enumerate(lengths):
+        by_length.setdefault(length, []).append(at)
+    for places in by_length.values():
+        for start in range(0, len(places), ANSWERED_AT_ONCE):
+            yield places[start : start + ANSWERED_AT_ONCE]
 
 
 def wanted_answers(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Tokenized]) -> list[str]:

@@ -11,6 +11,9 @@ from typing import Any
 from adapters_store.errors import AdapterdError
 from training.jobs import JobQueue, Lease, LeaseLost, Wish
 
+EVERY_S = 3.0
+"""Clients see how far a job is, and workers what is wished, no later than this."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -22,7 +25,7 @@ class Heartbeat:
         self.wish: Wish = ""
         self._queue = queue
         self._lease = lease
-        self._every_s = queue.lease_s / 3
+        self._every_s = min(queue.lease_s / 3, EVERY_S)
         self._lost: LeaseLost | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)

@@ -212,11 +212,15 @@ class JobQueue:
         self._base = base
         self.lease_s = lease_s
 
-    def claim(self, worker: str) -> Lease | None:
-        """The oldest job that waits, or whose worker let its lease expire, if there is one."""
+    def claim(self, worker: str, *, job_id: str | None = None) -> Lease | None:
+        """The oldest job that waits, or whose worker let its lease expire, if there is one.
+
+        With `job_id` that one only.
+        """
+        due = self._due() if job_id is None else self._due().where(jobs.c.id == job_id)
         while True:
             with self._database.write() as connection:
-                row = connection.execute(self._due()).first()
+                row = connection.execute(due).first()
                 if row is None:
                     return None
                 job = _record(row)
@@ -303,7 +307,8 @@ def succeed(connection: Connection, lease: Lease, result: Mapping[str, Any], mes
     """Ends a job well, within the transaction that keeps what came of it. Raises LeaseLost."""
     job = require(connection, lease)
     _release(connection, job.id, "succeeded", result=storable(result), finished_at=_now())
-    _note(connection, job.id, message, data=result)
+    model = result.get("fine_tuned_model")
+    _note(connection, job.id, message, data=None if model is None else {"model": model})
 
 
 def require(connection: Connection, lease: Lease) -> JobRecord:

@@ -92,8 +92,9 @@ def train(
     the same number of threads.
     """
     watcher = _Watcher(watch, plan)
-    stops = plan.patience is not None and held_out is not None
-    best = [BestWeights(trainable, plan.patience)] if stops else []
+    best = []
+    if plan.patience is not None and held_out is not None:
+        best = [BestWeights(trainable, plan.patience)]
     model = trainable.model
     device = next(model.parameters()).device
     trainer_class: Any = _Dpo if plan.preference else _Sft
@@ -185,17 +186,18 @@ class _ByLength(LengthGroupedSampler):
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self._draws = torch.Generator()
+        super().__init__(batch_size, lengths=lengths, generator=self._draws)
         self._seed = seed
 
     def __iter__(self) -> Iterator[int]:
         batches = list(torch.tensor(list(super().__iter__())).split(self.batch_size))
-        for at in torch.randperm(len(batches), generator=self.generator).tolist():
+        for at in torch.randperm(len(batches), generator=self._draws).tolist():
             yield from batches[at].tolist()
 
     def set_epoch(self, epoch: int) -> None:
         """Called before each epoch."""
-        self.generator.manual_seed(self._seed + epoch)
+        self._draws.manual_seed(self._seed + epoch)
 
 
 class _Trainer:
@@ -209,9 +211,9 @@ class _Trainer:
         self._lengths = lengths
         super().__init__(**arguments)
 
-    def _get_train_sampler(self, *arguments: Any) -> Any:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self._lengths is None:
-            return super()._get_train_sampler(*arguments)  # type: ignore[misc]  # trl's
+            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]  # trl's
         args: Any = self.args  # type: ignore[attr-defined]
         return _ByLength(self._lengths, args.train_batch_size, args.seed)
 

@@ -96,7 +96,8 @@ def settle(
 ) -> Plan:
     """`rows`: sequences to train on. Raises InvalidRequest, naming the field."""
     options, hyper = request.adapterd, request.hyper
-    check_options(options)
+    preference = request.method.type == "dpo"
+    check_options(options, preference=preference)
     adapter = _adapter(options.peft, base, tokenizer)
     batch_size = _batch_size(rows) if hyper.batch_size == "auto" else hyper.batch_size
     accumulation = options.gradient_accumulation_steps
@@ -114,7 +115,6 @@ def settle(
     if options.max_steps is not None:
         steps = min(steps, options.max_steps)
     beta = hyper.beta if isinstance(hyper, DpoHyperparameters) else "auto"
-    preference = request.method.type == "dpo"
     return Plan(
         adapter=adapter,
         preference=preference,

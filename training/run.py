@@ -8,7 +8,9 @@ import logging
 import tempfile
 import threading
 import time
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +39,7 @@ from training.heartbeat import Heartbeat
 from training.jobs import JobQueue, Lease, LeaseLost
 from training.loop import Curves, Progress, train
 from training.methods.quantized import quantization_config
-from training.methods.trainable import attach, save
+from training.methods.trainable import attach, save, saved_rank
 from training.plan import Plan, settle
 from training.publish import Outcome, current_folder, publish_job
 from training.rows import batches, preference_rows, split, supervised_rows, tokenized
@@ -64,6 +66,7 @@ class Workplace:
     store: AdapterStore
     base: BaseFolder
     check: Check  # whether servers would take an adapter
+    excess: Callable[[int], str | None]  # what is wrong with a rank that none would; None: nothing
     queue: JobQueue
     shelf: CheckpointShelf
 
@@ -76,6 +79,7 @@ def work_on(place: Workplace, lease: Lease, stop: threading.Event) -> None:
     """
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     queue = place.queue
     try:
         _attempt(place, lease, stop)
@@ -96,8 +100,18 @@ def work_on(place: Workplace, lease: Lease, stop: threading.Event) -> None:
     place.shelf.discard_ended()
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the trainers' libraries warn each other of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message="Position ids are not supported")
+        yield
+
+
 def _attempt(place: Workplace, lease: Lease, stop: threading.Event) -> None:
     with (
+        _quiet(),
         Heartbeat(place.queue, lease) as heart,
         tempfile.TemporaryDirectory(prefix="adapterd-job-") as scratch,
     ):
@@ -136,6 +150,7 @@ class _Run:
         plan = settle(
             self._request, seed=seed, rows=len(rows), base=shape, tokenizer=self._tokenizer
         )
+        self._check_rank(plan)
         quantization = quantization_config(plan.adapter)
         model = load_model(self._place.base, options.dtype, quantization)
         general = self._general(model, longest)
@@ -162,6 +177,17 @@ class _Run:
                 self._note(f"{outcome.name} was moved meanwhile: its version is scored again.")
             else:
                 return
+
+    def _check_rank(self, plan: Plan) -> None:
+        """Before an hour of training, not after it. Raises InvalidRequest."""
+        if not self._request.adapterd.publish:
+            return
+        rank = saved_rank(plan.adapter)
+        if (wrong := self._place.excess(rank)) is not None:
+            raise InvalidRequest(
+                f"adapterd.peft.rank: the adapter would have rank {rank}, {wrong}",
+                param="adapterd.peft.rank",
+            )
 
     def _leave_if_asked(self) -> None:
         self._heart.check()

@@ -1,7 +1,7 @@
 """The new adapter beside the base and the version that is served now, on the same rows.
 
-Here: compare, Comparison. Each is loaded as a server would load it, from its files onto an unspoilt
-base: what is judged is what will be served.
+Here: compare, Comparison, opened. Each is loaded as a server would load it, from its files onto an
+unspoilt base: what is judged is what will be served.
 """
 
 import json
@@ -58,7 +58,7 @@ def compare(
     questions: Questions,
 ) -> Comparison:
     """`new` and `current` are PEFT folders. Raises OSError, ValueError."""
-    own, plain = _opened(base, new)
+    own, plain = opened(base, new)
     scores = Comparison(
         base=_scored(plain, tokenizer, questions, None),
         current=None,
@@ -67,11 +67,11 @@ def compare(
     if current is None:
         return scores
     del own, plain  # their memory is wanted
-    served, plain = _opened(base, current)
+    served, plain = opened(base, current)
     return replace(scores, current=_scored(served, tokenizer, questions, plain))
 
 
-def _opened(base: BaseFolder, folder: Path) -> tuple[View, View]:
+def opened(base: BaseFolder, folder: Path) -> tuple[View, View]:
     """What was saved in `folder`, and the base without it."""
     config = folder / "adapter_config.json"
     if not config.exists():  # a whole model: what full fine-tuning leaves

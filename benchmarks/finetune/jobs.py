@@ -104,7 +104,16 @@ def _spec(variant: Variant, budget: Budget, train: str, test: str) -> Mapping[st
 
 def _work(folder: Path, budget: Budget) -> None:
     adapterd = "from server.cli import main; main()"
-    told = ["worker", "--data-dir", str(folder), "--threads", str(budget.threads), "--until-empty"]
+    told = [
+        "worker",
+        "--data-dir",
+        str(folder),
+        "--threads",
+        str(budget.threads),
+        "--nice",
+        "0",
+        "--until-empty",
+    ]
     command = [sys.executable, "-c", adapterd, *told]
     environment = os.environ | {"OMP_NUM_THREADS": str(budget.threads)}
     workers = [subprocess.Popen(command, env=environment) for _ in range(budget.workers)]

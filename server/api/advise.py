@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 
 from server.api.bodies import read_json
 from server.api.fine_tuning_format import job_object
-from server.api.fine_tuning_request import require_base, require_file
+from server.api.fine_tuning_request import Place, require_base, require_file
 from server.api.services import Services, WhileOpen
 from training.advisor.request import AdviceRequest
 from training.jobs import JobRecord
@@ -31,6 +31,7 @@ async def advise(request: Request, services: WhileOpen) -> dict[str, Any]:
 
 
 def _create(services: Services, asked: AdviceRequest) -> JobRecord:
-    require_base(services, asked.model)
-    require_file(services, "training_file", asked.training_file, "supervised")
+    place = Place(services.store, services.base_name, services.text.has_chat_template)
+    require_base(place, asked.model)
+    require_file(place, "training_file", asked.training_file, "supervised")
     return services.jobs.create(asked.model_dump(mode="json", exclude_none=True))

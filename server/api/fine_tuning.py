@@ -16,7 +16,7 @@ from adapters_store.strict_json import shorten
 from server.api.bodies import read_json
 from server.api.files import page
 from server.api.fine_tuning_format import EVENT, checkpoint_object, event_object, job_object
-from server.api.fine_tuning_request import settled
+from server.api.fine_tuning_request import Place, settled
 from server.api.services import AnyTime, Services, WhileOpen
 from training.jobs import JobRecord, new_job_id
 from training.spec import JobRequest
@@ -54,7 +54,8 @@ async def create(request: Request, services: WhileOpen) -> Json:
 
 def _create(services: Services, asked: JobRequest) -> JobRecord:
     job_id = new_job_id()
-    return services.jobs.create(settled(services, asked, job_id), job_id=job_id)
+    place = Place(services.store, services.base_name, services.text.has_chat_template)
+    return services.jobs.create(settled(place, asked, job_id), job_id=job_id)
 
 
 async def list_jobs(

@@ -6,6 +6,7 @@ fields and bounds (training/spec.py), routes, what "auto" comes to.
 
 import re
 import secrets
+from dataclasses import dataclass
 from typing import Any
 
 from adapters_store.errors import (
@@ -15,9 +16,9 @@ from adapters_store.errors import (
     InvalidRequest,
     ModelNotFound,
 )
+from adapters_store.store import AdapterStore
 from adapters_store.strict_json import shorten
 from server.api.errors import told_as
-from server.api.services import Services
 from training.dataset import format_of
 from training.examples import Format
 from training.publishable import require_publishable
@@ -32,47 +33,56 @@ SEEDS = 2**31
 _NOT_OF_NAMES = re.compile(r"[^a-z0-9._-]+")
 
 
-def settled(services: Services, request: JobRequest, job_id: str) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What jobs are for."""
+
+    store: AdapterStore
+    base_name: str
+    has_chat_template: bool
+
+
+def settled(place: Place, request: JobRequest, job_id: str) -> dict[str, Any]:
     """The request as JSON, with its seed and its adapter's name; `JobRequest` takes it again.
 
     Blocks. Raises ModelNotFound, NameReserved, StoreCorrupt, Unavailable, and InvalidRequest or
     UnsupportedParameter naming the field.
     """
-    require_base(services, request.model)
+    require_base(place, request.model)
     require_publishable(request.adapterd)
-    name = _name(services, request, job_id)
+    name = _name(place, request, job_id)
     method = request.method.type
-    require_file(services, "training_file", request.training_file, method)
+    require_file(place, "training_file", request.training_file, method)
     if request.validation_file is not None:
-        require_file(services, "validation_file", request.validation_file, method)
+        require_file(place, "validation_file", request.validation_file, method)
     spec = request.model_dump(mode="json", exclude_none=True)
     spec["seed"] = secrets.randbelow(SEEDS) if request.seed is None else request.seed
     spec["adapterd"]["name"] = name
     return spec
 
 
-def require_base(services: Services, model: str) -> None:
+def require_base(place: Place, model: str) -> None:
     """Raises ModelNotFound, and InvalidRequest if it is an adapter."""
-    if model == services.base_name:
+    if model == place.base_name:
         return
     try:
-        services.store.show(model)
+        place.store.show(model)
     except InvalidRequest as error:
         raise InvalidRequest(error.message, param="model") from None
     except (AdapterNotFound, AliasNotFound):
         raise ModelNotFound(
-            f"the model {shorten(model)} does not exist; jobs train {services.base_name!r}",
+            f"the model {shorten(model)} does not exist; jobs train {place.base_name!r}",
             param="model",
         ) from None
     raise InvalidRequest(
         f"{shorten(model)} is an adapter, and to continue training one is not supported; send "
-        f"{services.base_name!r} as model, and the adapter's name as adapterd.name to make its "
+        f"{place.base_name!r} as model, and the adapter's name as adapterd.name to make its "
         "next version",
         param="model",
     )
 
 
-def _name(services: Services, request: JobRequest, job_id: str) -> str:
+def _name(place: Place, request: JobRequest, job_id: str) -> str:
     """What the adapter will be called."""
     asked = request.adapterd.name
     if asked is not None and request.suffix is not None:
@@ -82,7 +92,7 @@ def _name(services: Services, request: JobRequest, job_id: str) -> str:
         )
     name = asked or _made_name(request.suffix, job_id)
     with told_as({"name": "adapterd.name"}):
-        services.store.check_name(name)
+        place.store.check_name(name)
     return name
 
 
@@ -91,21 +101,21 @@ def _made_name(suffix: str | None, job_id: str) -> str:
     return f"{stem or 'ft'}-{job_id.removeprefix('ftjob-')[:8]}"
 
 
-def require_file(services: Services, field: str, file_id: str, method: str) -> None:
+def require_file(place: Place, field: str, file_id: str, method: str) -> None:
     """That a file is there, and its lines are what the method and the base take.
 
     The first line says it for all: they were found to be of one form when it was uploaded.
     Raises InvalidRequest (param `field`).
     """
     try:
-        record = services.store.files.get(file_id)
+        record = place.store.files.get(file_id)
         if record.purpose != PURPOSE:
             raise InvalidRequest(
                 f"{field}: {file_id} is kept for {record.purpose!r}, not {PURPOSE!r}; upload "
                 "training data with POST /v1/files",
                 param=field,
             )
-        _, content = services.store.files.open(file_id)
+        _, content = place.store.files.open(file_id)
     except FileNotKept as gone:
         raise InvalidRequest(f"{field}: {gone.message}", param=field) from None
     with content:
@@ -117,9 +127,9 @@ def require_file(services: Services, field: str, file_id: str, method: str) -> N
             f"{field}: its lines are {FORMS[form]}; the method {method!r} takes {takes}",
             param=field,
         )
-    if form != "prompt" and not services.text.has_chat_template:
+    if form != "prompt" and not place.has_chat_template:
         raise InvalidRequest(
-            f"{field}: its lines are {FORMS[form]}, and {services.base_name!r} has no chat "
+            f"{field}: its lines are {FORMS[form]}, and {place.base_name!r} has no chat "
             "template; use lines of prompt and completion",
             param=field,
         )

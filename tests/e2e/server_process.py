@@ -65,6 +65,24 @@ def serving(folder: Path, *arguments: str, cwd: Path = ROOT) -> Iterator[ServerP
         _end(process)
 
 
+@contextmanager
+def working(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A training worker on the data folder of a server in `folder`; killed at the end."""
+    log = folder / f"worker-{len(list(folder.glob('worker-*.log')))}.log"
+    command = [*ADAPTERD, "worker", "--data-dir", str(folder / "data"), *arguments]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=_environ()
+        )
+    try:
+        yield process
+    except BaseException:
+        print(f"--- {log.name} ---\n{log.read_text(errors='replace')}")
+        raise
+    finally:
+        _end(process)
+
+
 def adapterd(*arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
     environ = _environ({"ADAPTERD_SERVER": url} if url else None)

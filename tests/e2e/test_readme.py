@@ -11,15 +11,16 @@ import pytest
 
 import demo
 from tests.e2e.readme import README, Block, blocks, settings_rows
-from tests.e2e.server_process import ADAPTERD, ServerProcess, serving
+from tests.e2e.server_process import ADAPTERD, ServerProcess, serving, working
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-STARTS = ("make ", "adapterd serve")  # what the fixture does in its own way
+STARTS = ("make ", "adapterd serve", "adapterd worker")  # what the fixture does in its own way
 
 
 @pytest.fixture(scope="module")
 def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with serving(tmp_path_factory.mktemp("demo-server")) as started:
+    folder = tmp_path_factory.mktemp("demo-server")
+    with serving(folder) as started, working(folder, "--nice", "0"):
         yield started
 
 

@@ -69,7 +69,17 @@ def peft_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    [(), ("serve",), ("complete",), ("adapters",), ("adapters", "push"), ("demo", "export")],
+    [
+        (),
+        ("serve",),
+        ("complete",),
+        ("adapters",),
+        ("adapters", "push"),
+        ("train",),
+        ("jobs",),
+        ("jobs", "report"),
+        ("demo", "export"),
+    ],
 )
 def test_help(command: tuple[str, ...], run: Run) -> None:
     done = run(*command, "--help")

@@ -31,6 +31,9 @@ SMALL = 8
 as much as the module has, and is no small adapter any more."""
 RATES = 4
 STEP = 3.0
+MOST_PROBES = 18
+"""That an advice runs, each search at its longest."""
+
 ROOM = 0.8
 """Of the memory that is free: a probe of full fine-tuning takes no more."""
 

@@ -12,6 +12,7 @@ from io import BytesIO
 from adapters_store.errors import AdapterdError
 from adapters_store.store import AdapterStore
 from training.advisor.advice import advice_files, advise
+from training.advisor.campaign import MOST_PROBES
 from training.advisor.request import AdviceRequest
 from training.base import BaseFolder
 from training.heartbeat import Heartbeat
@@ -31,7 +32,8 @@ def advise_job(
     """Ends the job well, with its report. Raises LeaseLost, JobStopped, and as `advise` does."""
     request = AdviceRequest.model_validate(lease.job.spec)
     _, content = store.files.open(request.training_file)
-    listener = _Listener(queue, lease, heart, stop)
+    most = MOST_PROBES * request.adapterd.probe_steps
+    listener = _Listener(queue, lease, heart, stop, most)
     with content:
         report = advise(base, content, request.adapterd, seed=request.seed, listener=listener)
     listener.on_step()
@@ -57,12 +59,13 @@ class _Listener:
     """An advice's ear for what is wished of its job."""
 
     def __init__(
-        self, queue: JobQueue, lease: Lease, heart: Heartbeat, stop: threading.Event
+        self, queue: JobQueue, lease: Lease, heart: Heartbeat, stop: threading.Event, most: int
     ) -> None:
         self._queue = queue
         self._lease = lease
         self._heart = heart
         self._stop = stop
+        self._most = most
         self._steps = 0
 
     def on_step(self) -> None:
@@ -71,7 +74,7 @@ class _Listener:
         if self._heart.wish or self._stop.is_set():
             raise JobStopped
         self._steps += 1
-        self._heart.progress = {"step": self._steps}
+        self._heart.progress = {"step": self._steps, "steps": self._most}
 
     def note(self, message: str) -> None:
         """Raises LeaseLost."""

@@ -4,8 +4,8 @@ Here: its schedule, the step that must follow each of the optimizer's, its plain
 the allocation itself (PEFT's).
 
 Source: arXiv:2303.10512: B E A with E diagonal; the budget begins at 1.5 times what it ends with,
-stays so for a tenth of the steps and is final for the last three tenths (the shares of its GLUE
-runs, table 8), beta 0.85, orthogonality weighs 0.1.
+stays so for a tenth of the steps and is final for the last half (about the shares of its GLUE
+runs), beta 0.85, orthogonality weighs 0.1.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ from training.plan import AdapterPlan
 INITIAL_SHARE = 1.5
 ORTHOGONALITY = 0.1
 LEAST_STEPS = 4
-"""Fewer leave no room for the three phases."""
+"""Fewer leave no room for its phases."""
 
 
 def _attach(base: PreTrainedModel, plan: AdapterPlan, start: Start) -> PeftModel:
@@ -39,7 +39,7 @@ def _attach(base: PreTrainedModel, plan: AdapterPlan, start: Start) -> PeftModel
         init_r=max(plan.rank + 1, round(INITIAL_SHARE * plan.rank)),
         target_r=plan.rank,
         tinit=steps // 10,
-        tfinal=max(1, 3 * steps // 10),
+        tfinal=steps // 2,
         deltaT=max(1, steps // 100),
         total_step=steps,
         orth_reg_weight=ORTHOGONALITY,

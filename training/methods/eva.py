@@ -26,7 +26,7 @@ from training.plan import AdapterPlan
 
 RHO = 2.0
 SIMILARITY = 0.99
-MOST_BATCHES = 64
+MOST_BATCHES = 32
 """After so many, the components are taken as they are: few data may never settle."""
 FILL = {"input_ids": 0, "attention_mask": 0, "labels": -100}
 

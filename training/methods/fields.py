@@ -42,12 +42,21 @@ DOWN = frozenset("down_proj dense_4h_to_h c_proj fc2 fc_out w2 wo".split())
 """Leaf names of what IA3 rescales: keys and values, and what leads out of an MLP."""
 
 
-def check_options(options: Options) -> None:
-    """Raises InvalidRequest, naming the field, if a method is asked for what it does not have."""
+def check_options(options: Options, *, preference: bool = False) -> None:
+    """Raises InvalidRequest, naming the field, if a method is asked for what it does not have.
+
+    `preference`: whether it is to learn from preferences (DPO).
+    """
     peft, method = options.peft, options.peft.method
     for field in sorted(peft.model_fields_set - {"method"}):
         if getattr(peft, field) not in (None, ()):
             _check_taken(method, field)
+    if method == "adalora" and preference:
+        # DPO's trainer keeps a frozen copy as its reference; AdaLoRA takes no second adapter.
+        raise InvalidRequest(
+            "adapterd.peft.method: adalora does not learn from preferences; use lora",
+            param="adapterd.peft.method",
+        )
     if method in PROMPTS and options.packing:
         raise InvalidRequest(
             f"adapterd.packing: {method} puts its virtual tokens before a row, so only the row's "

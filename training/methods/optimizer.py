@@ -10,7 +10,7 @@ from torch import nn
 from training.plan import AdapterPlan
 
 LORA_PLUS_RATIO = 16.0
-"""B's rate over A's: 2^4, LoRA+'s default (arXiv:2402.12354, section 4)."""
+"""B's rate over A's: 2^4, LoRA+'s default (arXiv:2402.12354)."""
 
 
 def optimizer_groups(

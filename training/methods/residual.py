@@ -8,8 +8,9 @@ same function, W x + s (B A - B₀ A₀) x. So the base is never changed, "witho
 really the base (a preference's reference, an evaluation), and what is saved, an ordinary LoRA
 [A; A₀], [B, -B₀] of twice the rank (PEFT's conversion), is what was trained, in any dtype.
 
-Sources: PiSSA arXiv:2404.02948 (alpha = r, fast SVD with 16 iterations: its table 4); LoRA-GA
-arXiv:2407.05000 (direction ArB2r, stable scale, gamma 16: its section 3.3 and appendix).
+Sources: PiSSA arXiv:2404.02948 (alpha = r, fast SVD with 16 iterations); LoRA-GA arXiv:2407.05000
+(direction ArB2r, stable scale, gamma 16; PEFT's B, unlike its authors', carries the gradient's
+singular values too).
 """
 
 from collections.abc import Iterable, Mapping

@@ -97,7 +97,10 @@ def _count(model: nn.Module) -> tuple[int, int]:
 
 
 def after_step(trainable: Trainable, step: int) -> None:
-    """To be called after the optimizer's step number `step`, from 0, before zero_grad."""
+    """To be called after the optimizer's step number `step`, from 0, before zero_grad.
+
+    (Of a Trainer: on_optimizer_step, with its state's global_step.)
+    """
     if trainable.plan.method == "adalora":
         assert isinstance(trainable.model, PeftModel)
         allocate(trainable.model, step)
@@ -111,6 +114,11 @@ def without_adapter(trainable: Trainable) -> AbstractContextManager[None]:
     if trainable.plan.method == "bottleneck":
         return without_bottlenecks(trainable.model)
     raise ValueError("a full fine-tune has no base to go back to")
+
+
+def saved_rank(plan: AdapterPlan) -> int:
+    """Of the LoRA that `save` writes, at least: PiSSA's and LoRA-GA's also takes back its start."""
+    return plan.rank * (2 if plan.method in ("pissa", "lora-ga") else 1)
 
 
 def save(trainable: Trainable, folder: Path, *, base_name: str) -> None:

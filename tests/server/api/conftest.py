@@ -97,10 +97,11 @@ def adapter(house: House) -> Callable[[str], str]:
 
 
 @asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[str]:
-    """The app behind a real server on a free port; yields its URL."""
+async def served(app: FastAPI, *, port: int = 0) -> AsyncIterator[str]:
+    """The app behind a real server, on a free port unless one is named; yields its URL."""
     with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", port))
         config = uvicorn.Config(app, log_level="warning", lifespan="off")
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve(sockets=[listening]))
