@@ -97,12 +97,8 @@ def _checked(one: Set, examples: int, options: Probing, times: int, work: Path) 
         report = advise(base, BytesIO(content), options, seed=SEED, listener=told)
         advised.write_text(json.dumps(report))
     report = json.loads(advised.read_text())
-    ran = folder / f"{one.name}.long-{times}.json"
-    if not ran.exists():
-        more = options.model_copy(update={"probe_steps": options.probe_steps * times})
-        runs = long_runs(base, content, report, more, told.note)
-        ran.write_text(json.dumps([asdict(run) for run in runs]))
-    runs = [Long(**run) for run in json.loads(ran.read_text())]
+    more = options.model_copy(update={"probe_steps": options.probe_steps * times})
+    runs = long_runs(base, content, report, more, told.note, folder / f"{one.name}-{times}")
     return Checked(one.name, one.about, one.expected, report, runs)
 
 

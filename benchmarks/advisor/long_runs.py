@@ -6,10 +6,12 @@ A shorter run's best rate may be too high for a longer one: each method is run a
 probe was best with, and at a third of that, and the better one counts.
 """
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,13 @@ def long_runs(
     report: Mapping[str, Any],
     options: Probing,
     note: Callable[[str], None],
+    kept: Path,
 ) -> list[Long]:
-    """Of each kind that the report has a probe of. `options` has the long runs' steps."""
+    """Of each kind that the report has a probe of. `options` has the long runs' steps.
+
+    Each is kept in the folder `kept` once it has ended, and not run again.
+    """
+    kept.mkdir(parents=True, exist_ok=True)
     tokenizer, shape = base.tokenizer(), base.shape()
     seed = report["budget"]["seed"]
     data = sampled(
@@ -63,24 +70,20 @@ def long_runs(
         prober = Prober(ground)
         prober.base_losses = row_losses(View(load_model(base)), data.held_out)
         for kind, wanted in _wanted(report):
-            probe = prober.run(load_model(base), wanted).probe
-            found.append(
-                Long(
-                    kind,
-                    probe.name,
-                    probe.learning_rate,
-                    options.probe_steps,
-                    probe.loss,
-                    probe.exact_match,
-                )
-            )
-            note(f"long: {kind}: {probe.name}: {probe.loss:.4f}")
+            file = kept / f"{wanted.part}-{wanted.multiplier:.3g}.json"
+            if not file.exists():
+                probe = prober.run(load_model(base), wanted).probe
+                steps, match = options.probe_steps, probe.exact_match
+                run = Long(kind, probe.name, probe.learning_rate, steps, probe.loss, match)
+                file.write_text(json.dumps(asdict(run)))
+                note(f"long: {kind}: {probe.name}: {probe.loss:.4f}")
+            found.append(Long(**json.loads(file.read_text())))
     return found
 
 
 def _wanted(report: Mapping[str, Any]) -> Iterator[tuple[str, Wanted]]:
-    """The best probe of each kind, at each rate."""
-    for kind, parts in PARTS.items():
+    """The best probe of each kind, at each rate; the first rate of all kinds comes first."""
+    for rate, (kind, parts) in product(RATES, PARTS.items()):
         probes = [one for one in report["probes"] if one["part"] in parts]
         if not probes:
             continue
@@ -92,8 +95,7 @@ def _wanted(report: Mapping[str, Any]) -> Iterator[tuple[str, Wanted]]:
             words = report["data"]["vocabulary"]
             ids = dict.fromkeys(one["id"] for one in (*words["untrained"], *words["rare"]))
             wanted = replace(wanted, token_ids=tuple(ids)[:256])
-        for rate in RATES:
-            yield kind, replace(wanted, multiplier=best["multiplier"] * rate)
+        yield kind, replace(wanted, multiplier=best["multiplier"] * rate)
 
 
 def best_of(runs: Sequence[Long], kind: str) -> Long | None:
