@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adapters_store.errors import InvalidRequest
 from training.advisor.costs import available_bytes, full_bytes
-from training.advisor.evidence import Difference, Evidence, Spectrum, Vocabulary
+from training.advisor.evidence import Difference, Evidence, Memory, Spectrum, Vocabulary
 from training.advisor.groups import difference
 from training.advisor.measure import RowLosses, paired_error, row_losses
 from training.advisor.probes import Prober, Ran, Wanted
@@ -69,7 +69,7 @@ def measured(
     Raises what the ground's on_step does.
     """
     model = load()
-    base = _base(prober, model)
+    base, free = _base(prober, model), available_bytes(model.device)
     prober.base_losses = base.losses
     note(f"The base has a held-out loss of {base.losses.mean:.4f}.")
     runs = _Runs(prober, note)
@@ -95,6 +95,7 @@ def measured(
         full_left_out=left_out,
         gap_error=gap_error,
         groups=_groups(prober, base, best),
+        memory=Memory(base.bytes, base.parameters, free),
     )
     return Measured(base, evidence, trainable_ids(base.vocabulary))
 

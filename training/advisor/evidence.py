@@ -75,6 +75,15 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """Of the base, and of the device that it would be trained on."""
+
+    base_bytes: int
+    base_parameters: int
+    free_bytes: int | None  # before any probe, the base loaded; None: not known
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     base_loss: float  # on the held-out rows
     general_loss: float | None  # the base's, on its own text
@@ -86,6 +95,7 @@ class Evidence:
     gap_error: float | None
     """The standard error of (best PEFT - full) over held-out rows, paired, nats a token."""
     groups: tuple[Difference, ...] = ()
+    memory: Memory | None = None
 
     def best(self, *parts: Part) -> Probe | None:
         """The probe of these parts with the least loss; the first of equals."""

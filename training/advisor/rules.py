@@ -3,16 +3,18 @@
 Here: judge, Verdict, Finding, the thresholds. Not here: measuring. A pure function: the same
 evidence gives the same verdict, and every finding says what it rests on.
 
-Sources: LoRA arXiv:2106.09685; QLoRA arXiv:2305.14314; DoRA arXiv:2402.09353; "LoRA Learns Less and
-Forgets Less" arXiv:2405.09673; prompt tuning arXiv:2104.08691; "LoRA Without Regret", Schulman et
-al. 2025 (thinkingmachines.ai/blog/lora); tokens arXiv:2405.05417, arXiv:2012.15613. The thresholds
-are this project's own but where a source is said to give one.
+Sources: LoRA arXiv:2106.09685; rsLoRA arXiv:2312.03732; QLoRA arXiv:2305.14314; DoRA
+arXiv:2402.09353; "LoRA Learns Less and Forgets Less" arXiv:2405.09673; prompt tuning
+arXiv:2104.08691; "LoRA Without Regret", Schulman et al. 2025 (thinkingmachines.ai/blog/lora); tokens
+arXiv:2405.05417, arXiv:2012.15613. The thresholds are this project's own but where a source is said
+to give one.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from training.advisor.evidence import Evidence, Probe, Spectrum
+from training.advisor.costs import cost
+from training.advisor.evidence import Evidence, Memory, Probe, Spectrum
 
 SOLVED = 0.95
 """Exact match of the base alone from which there is nothing to train for."""
@@ -26,8 +28,9 @@ ERRORS = 2.0
 """… if the gap is also more than so many of its standard errors."""
 DOUBLINGS = 2
 """A trend closes a gap if it is within NEAR after the budget has been doubled so often."""
-RANK_SHARE = 0.25
-"""Of the width: a weight change whose 90 % take more is no low-rank one."""
+RANK_SHARE = 1 / 8
+"""Of the width: a weight change whose 90 % take more is no low-rank one. An adapter of that rank
+trains a quarter as much as the module has; higher ones are not probed (campaign.py)."""
 SAME = 0.01
 """Relative: of two probes this near, the one that costs less is taken."""
 TOKENS_GAIN = 0.02
@@ -38,6 +41,10 @@ FERTILITY = 1.5
 """Times the general text's tokens a character."""
 UNKNOWN = 0.001
 GROUP_P = 0.05
+ROOM = 0.8
+"""Of the free memory: a job that wants more may not fit."""
+FOUR_BITS = 0.52
+"""Bytes of a parameter in NF4 with its constants quantised too (QLoRA, section 3)."""
 
 Kind = Literal["none", "peft", "full", "unclear"]
 
@@ -130,7 +137,7 @@ def _adapter(evidence: Evidence) -> tuple[Probe | None, list[Finding]]:
     if lora is None:
         return None, []
     choice, rank = _rank(evidence, lora)
-    findings = [rank]
+    findings = [rank, _higher(evidence, choice)]
     for one in (_targets(evidence, choice), _variant(evidence, choice), _prompt(evidence, choice)):
         if one is not None:
             findings.append(one[1])
@@ -139,7 +146,51 @@ def _adapter(evidence: Evidence) -> tuple[Probe | None, list[Finding]]:
     if tokens is not None:
         findings.append(tokens[1])
         choice = tokens[0] if tokens[1].holds else choice
+    if evidence.memory is not None:
+        findings.append(_memory(evidence.memory, choice))
     return choice, findings
+
+
+def _memory(memory: Memory, choice: Probe) -> Finding:
+    """Whether the base had better be held in 4 bits."""
+    needed = cost(
+        choice, base_bytes=memory.base_bytes, base_parameters=memory.base_parameters, steps=1
+    ).bytes
+    free = memory.free_bytes
+    small = FOUR_BITS * memory.base_parameters
+    holds = free is not None and needed - memory.base_bytes > ROOM * free
+    return Finding(
+        "QLoRA",
+        f"a job with {choice.name} takes some {needed / 1e9:.2f} GB, the base's weights "
+        f"{memory.base_bytes / 1e9:.2f} GB of them ({small / 1e9:.2f} GB in 4 bits); free: "
+        + ("not known" if free is None else f"{free / 1e9:.2f} GB, the base loaded"),
+        f"more than {ROOM:.0%} of what is free, besides the base",
+        holds,
+        "hold the base in 4 bits: method qlora" if holds else "the base fits as it is",
+        "QLoRA, sections 3 and 4",
+    )
+
+
+def _higher(evidence: Evidence, choice: Probe) -> Finding:
+    """Whether ranks above those that were tried may do better."""
+    ranks = sorted(
+        (one for one in evidence.probes if one.part in ("rate", "rank")),
+        key=lambda one: (one.rank or 0, -one.loss),
+    )
+    top = ranks[-1]
+    below = [one for one in ranks if one.rank != top.rank]
+    gain = 0.0 if not below else -_above(top.loss, min(one.loss for one in below))
+    holds = bool(below) and choice.rank == top.rank and gain > SAME
+    return Finding(
+        "higher ranks",
+        f"rank {top.rank}, the highest tried, takes {gain:.1%} off the loss of those below",
+        f"more than {SAME:.0%}",
+        holds,
+        "a higher rank may do better: method rslora, whose scale stays stable there"
+        if holds
+        else "no higher rank is called for",
+        "rsLoRA (a scale of alpha / r makes high ranks learn no more than low ones)",
+    )
 
 
 def _rank(evidence: Evidence, lora: Probe) -> tuple[Probe, Finding]:
@@ -158,7 +209,7 @@ def _rank(evidence: Evidence, lora: Probe) -> tuple[Probe, Finding]:
         True,
         f"rank {choice.rank} suffices"
         + ("; no higher one was tried" if choice.rank == max(ranks) else ""),
-        "LoRA, section 7.2; LoRA Learns Less and Forgets Less, section 4",
+        "LoRA, section 7.2; LoRA Learns Less and Forgets Less",
     )
 
 
@@ -343,7 +394,7 @@ def _wrong(evidence: Evidence, peft: Probe, full: Probe) -> list[Finding]:
             f"more than {FAR:.0%} above, and more than {ERRORS:g} standard errors",
             gap > FAR and sure,
             "PEFT is behind" if gap > FAR and sure else "PEFT keeps up",
-            "LoRA Learns Less and Forgets Less, section 4.1",
+            "LoRA Learns Less and Forgets Less",
         ),
         Finding(
             "gap stays",
@@ -370,7 +421,7 @@ def _spectrum(found: Spectrum) -> Finding:
         f"more than {RANK_SHARE:.0%} of the width",
         holds,
         "no small rank holds it" if holds else f"rank {found.rank90} would have held it",
-        "LoRA Learns Less and Forgets Less, section 4.5",
+        "LoRA Learns Less and Forgets Less",
     )
 
 
@@ -435,7 +486,7 @@ def _forgetting(evidence: Evidence) -> list[Finding]:
             "less than by full fine-tuning",
             holds,
             "what is forgotten is told with every job's report; a gate can bound it",
-            "LoRA Learns Less and Forgets Less, section 4.2",
+            "LoRA Learns Less and Forgets Less",
         )
     ]
 

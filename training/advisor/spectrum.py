@@ -4,7 +4,7 @@ Here: before, spectrum. Not here: training, what follows (rules.py).
 
 Energy is the sum of squared singular values, so the share that a rank holds is what the best
 approximation of that rank keeps of the change's squared norm (Eckart & Young 1936). Rank 90 % of a
-change is how "LoRA Learns Less and Forgets Less" (arXiv:2405.09673, section 4.5) measures it.
+change is how "LoRA Learns Less and Forgets Less" (arXiv:2405.09673) measures it.
 """
 
 import statistics

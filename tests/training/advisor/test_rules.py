@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from training.advisor.evidence import Difference, Evidence, Part, Probe, Spectrum, Vocabulary
+from training.advisor.evidence import (
+    Difference,
+    Evidence,
+    Memory,
+    Part,
+    Probe,
+    Spectrum,
+    Vocabulary,
+)
 from training.advisor.rules import Finding, Verdict, gaps, judge, later_gap
 
 WORDS = Vocabulary(
@@ -20,7 +28,7 @@ WORDS = Vocabulary(
     rare=(),
 )
 LOW = Spectrum(rank90=8, largest_rank90=20, width=128, energy_at=((1, 0.5),))
-HIGH = replace(LOW, rank90=33)  # of 128: just above a quarter
+HIGH = replace(LOW, rank90=17)  # of 128: just above an eighth
 
 
 def probe(part: Part, loss: float, *, half: float | None = None, **more: Any) -> Probe:
@@ -78,7 +86,7 @@ def test_peft_is_wrong_only_where_all_three_hold() -> None:
     assert verdict.choice is verdict.full
     assert verdict.gap == pytest.approx(0.1)
     assert "PEFT is the wrong tool here" in verdict.summary
-    low = judge(far(spectrum=replace(HIGH, rank90=32)))  # a quarter is not more than a quarter
+    low = judge(far(spectrum=replace(HIGH, rank90=16)))  # an eighth is not more than an eighth
     assert low.kind == "unclear"
     assert not finding(low, "change is of high rank").holds
     noisy = judge(far(gap_error=0.06))  # 0.1 nats are less than two of those
@@ -187,6 +195,25 @@ def test_the_data_findings() -> None:
     assert finding(verdict, "drift").holds
     unknown = judge(evidence(probe("rate", 1.0), vocabulary=replace(WORDS, untrained_share=None)))
     assert "never-trained tokens" not in {one.rule for one in unknown.findings}
+
+
+def test_a_base_that_leaves_no_room_is_held_in_4_bits() -> None:
+    lora = probe("rate", 1.0, parameters=1000, activation_bytes=4000)  # 20,000 besides the base
+    memory = Memory(base_bytes=10_000_000, base_parameters=5_000_000, free_bytes=24_999)
+    tight = finding(judge(evidence(lora, memory=memory)), "QLoRA")
+    assert tight.holds
+    assert "qlora" in tight.says
+    for free in (25_000, None):
+        roomy = evidence(lora, memory=replace(memory, free_bytes=free))
+        assert not finding(judge(roomy), "QLoRA").holds
+
+
+def test_higher_ranks_where_the_highest_still_gains() -> None:
+    low, high = probe("rate", 1.0), probe("rank", 0.98, rank=64)
+    assert finding(judge(evidence(low, high)), "higher ranks").holds
+    near = evidence(low, replace(high, loss=0.991))
+    assert not finding(judge(near), "higher ranks").holds
+    assert not finding(judge(evidence(low)), "higher ranks").holds
 
 
 def test_groups_are_flagged_below_p() -> None:
