@@ -116,6 +116,7 @@ def _report(
         "summary": verdict.summary,
         "recommendation": _recommendation(found, verdict.choice, tokenizer),
         "gap": verdict.gap,
+        "gap_error": evidence.gap_error,
         "findings": [asdict(one) for one in verdict.findings],
         "data": {
             "rows": ground.data.rows,

@@ -5,9 +5,9 @@ evidence gives the same verdict, and every finding says what it rests on.
 
 Sources: LoRA arXiv:2106.09685; rsLoRA arXiv:2312.03732; QLoRA arXiv:2305.14314; DoRA
 arXiv:2402.09353; "LoRA Learns Less and Forgets Less" arXiv:2405.09673; prompt tuning
-arXiv:2104.08691; "LoRA Without Regret", Schulman et al. 2025 (thinkingmachines.ai/blog/lora); tokens
-arXiv:2405.05417, arXiv:2012.15613. The thresholds are this project's own but where a source is said
-to give one.
+arXiv:2104.08691; "LoRA Without Regret", Schulman et al. 2025 (thinkingmachines.ai/blog/lora);
+tokens arXiv:2405.05417, arXiv:2012.15613. The thresholds are this project's own but where a source
+is said to give one.
 """
 
 from dataclasses import dataclass
