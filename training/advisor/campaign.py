@@ -29,9 +29,9 @@ RANKS = (4, 16, 64)
 SMALL = 8
 """A rank is at most the narrowest module's smaller side over this: at that, LoRA trains a quarter
 as much as the module has, and is no small adapter any more."""
-RATES = 4
+RATES = 5
 STEP = 3.0
-MOST_PROBES = 18
+MOST_PROBES = 20
 """That an advice runs, each search at its longest."""
 
 ROOM = 0.8

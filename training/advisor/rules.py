@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from training.advisor.costs import cost
-from training.advisor.evidence import Evidence, Memory, Probe, Spectrum
+from training.advisor.evidence import Evidence, Memory, Part, Probe, Spectrum
 
 SOLVED = 0.95
 """Exact match of the base alone from which there is nothing to train for."""
@@ -80,9 +80,8 @@ def judge(evidence: Evidence) -> Verdict:
     gap = None if peft is None or full is None else _above(peft.loss, full.loss)
     findings += [_solved(evidence), _gain(evidence), *_data(evidence)]
     wrong = [] if gap is None or peft is None or full is None else _wrong(evidence, peft, full)
-    findings += wrong + _rates(evidence) + _forgetting(evidence) + _groups(evidence)
-    holds = {one.rule for one in findings if one.holds}
-    kind, summary = _concluded(holds, evidence, choice, peft, full, gap)
+    findings += wrong + _rates(evidence, peft) + _forgetting(evidence) + _groups(evidence)
+    kind, summary = _concluded(findings, evidence, choice, peft, full, gap)
     if kind == "full":
         choice = full
     elif kind == "none":
@@ -91,13 +90,14 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _concluded(
-    holds: set[str],
+    findings: list[Finding],
     evidence: Evidence,
     choice: Probe | None,
     peft: Probe | None,
     full: Probe | None,
     gap: float | None,
 ) -> tuple[Kind, str]:
+    holds = {one.rule for one in findings if one.holds}
     if "solved already" in holds:
         return "none", "The base answers these examples as it is: train nothing."
     if "nothing is learnt" in holds or choice is None or peft is None:
@@ -111,12 +111,18 @@ def _concluded(
             f"was not probed ({evidence.full_left_out})."
         )
     measured = f"the best PEFT probe ({peft.name}) has a held-out loss {_percent(gap)} full's"
-    if {"gap to full", "gap stays", "change is of high rank"} <= holds:
+    behind = {"gap to full", "gap stays"} <= holds
+    if behind and not _rate_found(findings):
+        return "unclear", (
+            f"PEFT underfits within this budget: {measured}, and the trend does not close that, "
+            "but its best rate is at the edge of those tried. Try others."
+        )
+    if behind and "change is of high rank" in holds:
         return "full", (
             f"PEFT is the wrong tool here: {measured}, the trend does not close that, and the "
             "full fine-tune's change is of high rank."
         )
-    if "gap to full" in holds and "gap stays" in holds:
+    if behind:
         return "unclear", (
             f"PEFT underfits within this budget: {measured}, and the trend does not close that, "
             "though the full fine-tune's change is of low rank. Compare long runs of both."
@@ -129,6 +135,13 @@ def _concluded(
     if gap <= NEAR:
         return "peft", f"{choice.name}: {measured}, so nothing is lost."
     return "peft", f"{choice.name}: {measured}, which is little, or within chance."
+
+
+def _rate_found(findings: list[Finding]) -> bool:
+    """Whether every adapter's best rate lies between worse ones. (A better one for full
+    fine-tuning could only widen the gap.)"""
+    rates = [one for one in findings if one.rule.startswith("rate of ")]
+    return all(one.holds for one in rates if one.rule != "rate of full fine-tuning")
 
 
 def _adapter(evidence: Evidence) -> tuple[Probe | None, list[Finding]]:
@@ -403,13 +416,17 @@ def _wrong(evidence: Evidence, peft: Probe, full: Probe) -> list[Finding]:
             f"more doublings, at that pace: {_percent(later)}",
             f"more than {NEAR:.0%} then",
             later > NEAR,
-            "more steps will not close it" if later > NEAR else "more steps close it",
+            "more steps will not close it" if later > NEAR else _closes(gap),
             "this project: the gap's factor from half of the budget to all of it is carried on",
         ),
     ]
     if evidence.spectrum is not None:
         findings.append(_spectrum(evidence.spectrum))
     return findings
+
+
+def _closes(gap: float) -> str:
+    return "more steps close it" if gap > NEAR else "there is none to close"
 
 
 def _spectrum(found: Spectrum) -> Finding:
@@ -444,28 +461,35 @@ def later_gap(peft: Probe, full: Probe) -> float:
     return last * min(1.0, last / half) ** DOUBLINGS
 
 
-def _rates(evidence: Evidence) -> list[Finding]:
-    """Whether the best rate lies between worse ones."""
-    findings = []
-    for part, name in (("rate", "LoRA"), ("full", "full fine-tuning")):
-        tried = {one.multiplier: one.loss for one in evidence.probes if one.part == part}
-        if not tried:
-            continue
-        best = min(tried, key=lambda one: tried[one])
-        edge = best in (min(tried), max(tried))
-        told = ", ".join(f"{one:.3g} x: {loss:.4f}" for one, loss in sorted(tried.items()))
-        findings.append(
-            Finding(
-                f"rate of {name}",
-                f"held-out loss by multiple of the default rate: {told}",
-                "the best is not the least or the greatest tried",
-                not edge,
-                f"{best:.3g} x"
-                + (" is at the edge of what was tried: others may be better" if edge else ""),
-                "LoRA Without Regret (the default rates)",
-            )
+def _rates(evidence: Evidence, peft: Probe | None) -> list[Finding]:
+    """Whether the best rate lies between worse ones: of LoRA, of the best adapter, of full."""
+    parts: dict[Part, str] = {"rate": "LoRA"}
+    if peft is not None and peft.part not in ("rate", "rank"):
+        parts[peft.part] = peft.method + {"tokens": " + tokens", "embeddings": " + embeddings"}.get(
+            peft.part, ""
         )
-    return findings
+    parts["full"] = "full fine-tuning"
+    return [
+        _rate(name, {one.multiplier: one.loss for one in evidence.probes if one.part == part})
+        for part, name in parts.items()
+        if evidence.best(part) is not None
+    ]
+
+
+def _rate(name: str, tried: dict[float, float]) -> Finding:
+    """`tried`: losses by multiple of the method's default rate."""
+    best = min(tried, key=lambda one: tried[one])
+    edge = best in (min(tried), max(tried))
+    told = ", ".join(f"{one:.3g} x: {loss:.4f}" for one, loss in sorted(tried.items()))
+    return Finding(
+        f"rate of {name}",
+        f"held-out loss by multiple of the default rate: {told}",
+        "the best is not the least or the greatest tried",
+        not edge,
+        f"{best:.3g} x"
+        + (" is at the edge of what was tried: others may be better" if edge else ""),
+        "LoRA Without Regret (the default rates)",
+    )
 
 
 def _forgetting(evidence: Evidence) -> list[Finding]:

@@ -22,9 +22,9 @@ SIGNS = "#$%&@"
 NASTY = "<script>alert('x')</script>"
 QUICK = {
     "probe_steps": 4,
-    "held_out": 16,
+    "held_out": 32,
     "answered": 2,
-    "max_examples": 64,
+    "max_examples": 160,
     "batch_size": 4,
     "full": False,
 }
@@ -40,7 +40,7 @@ def examples() -> bytes:
             ],
             "group": NASTY if number % 2 else "short",
         }
-        for number in range(80)
+        for number in range(160)
     )
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 

@@ -53,6 +53,10 @@ def probe(part: Part, loss: float, *, half: float | None = None, **more: Any) ->
     return Probe(**(fields | {"curve": (*fields["curve"], (100, loss))}))
 
 
+SEARCHED = (probe("rate", 2.0, multiplier=1 / 3), probe("rate", 2.0, multiplier=3.0))
+"""Rates that are worse than 1 on both sides."""
+
+
 def evidence(*probes: Probe, **more: Any) -> Evidence:
     fields: dict[str, Any] = {
         "base_loss": 3.0,
@@ -74,6 +78,7 @@ def finding(verdict: Verdict, rule: str) -> Finding:
 def far(**more: Any) -> Evidence:
     """LoRA 10 % behind full fine-tuning, as it was at half of the budget."""
     return evidence(
+        *SEARCHED,
         probe("rate", 1.1, half=1.32),
         probe("full", 1.0, half=1.2),
         **{"spectrum": HIGH, **more},
@@ -105,9 +110,22 @@ def test_a_gap_that_the_trend_closes_wants_more_steps() -> None:
     verdict = judge(closing)
     assert verdict.kind == "peft"
     assert "for longer than the probes" in verdict.summary
-    growing = evidence(probe("rate", 1.1, half=1.2), probe("full", 1.0, half=1.2), spectrum=HIGH)
-    assert later_gap(*growing.probes) == pytest.approx(0.1)
-    assert judge(growing).kind == "full"
+    growing = (probe("rate", 1.1, half=1.2), probe("full", 1.0, half=1.2))
+    assert later_gap(*growing) == pytest.approx(0.1)
+    assert judge(evidence(*growing, *SEARCHED, spectrum=HIGH)).kind == "full"
+
+
+def test_a_verdict_against_peft_wants_its_rate_found() -> None:
+    """The best of the rates tried at the edge: others may be better. Full's may be: only worse."""
+    lora, full = probe("rate", 1.1, half=1.32), probe("full", 1.0, half=1.2)
+    once = judge(evidence(lora, full, spectrum=HIGH))
+    assert once.kind == "unclear"
+    assert "at the edge" in once.summary
+    embeddings = probe("embeddings", 1.08, half=1.3)
+    edge = evidence(*SEARCHED, lora, embeddings, full, spectrum=HIGH)
+    assert judge(edge).kind == "unclear"
+    found = tuple(probe("embeddings", 1.09, multiplier=rate) for rate in (1 / 3, 3.0))
+    assert judge(evidence(*edge.probes, *found, spectrum=HIGH)).kind == "full"
 
 
 @pytest.mark.parametrize(("lora", "said"), [(1.0199, "nothing is lost"), (1.03, "which is little")])
