@@ -95,3 +95,4 @@ def print_advice(report: dict[str, Any]) -> None:
         print(f"- {one['rule']}: {one['measured']}. {one['says']}.")
     if chosen is not None:
         print(f"A job: {json.dumps(report['recommendation']['job'])}")
+        print(report["recommendation"]["note"])

@@ -29,6 +29,10 @@ from training.jobs import storable
 from training.publishable import unserved
 from training.spec import Peft
 
+NOTE = (
+    "The rate is the best within the probes' budget; a job of several times the steps may want a "
+    "third of it."
+)
 MAX_TOLD = 256
 """Tokens that are named in a report, and that a job takes."""
 
@@ -168,6 +172,7 @@ def _recommendation(
         "probe": choice.name,
         "job": {"adapterd": options},
         "served": "publish" not in options,
+        "note": NOTE,
     }
 
 

@@ -26,8 +26,9 @@ class RowLosses:
 
     @property
     def mean(self) -> float:
-        """Of a learned token."""
-        return sum(self.sums) / max(1, sum(self.counts))
+        """Of a learned token; infinite after a run that diverged, so that it is never the best."""
+        found = sum(self.sums) / max(1, sum(self.counts))
+        return found if math.isfinite(found) else math.inf
 
     @property
     def by_row(self) -> tuple[float, ...]:

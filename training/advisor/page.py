@@ -31,8 +31,8 @@ code { background: #f3f3f3; padding: .1rem .3rem; overflow-wrap: anywhere }
 <h1>{{ title }}</h1>
 <p class="chosen">{{ summary }}</p>
 {% if job %}<p>A job's body: <code>{{ job | tojson }}</code></p>
-{% if not served %}<p>What comes of it is a result file: this server cannot serve it.</p>
-{% endif %}{% endif %}
+<p>{{ note }}{% if not served %} What comes of it is a result file: this server cannot serve it.{% endif %}</p>
+{% endif %}
 <p>{{ facts }}</p>
 <h2>Probes</h2>
 <table><tr><th></th><th>held-out loss</th><th>exact match</th><th>general text</th>
@@ -76,6 +76,7 @@ def page(report: Mapping[str, Any]) -> str:
         title=HEADS[report["verdict"]],
         summary=report["summary"],
         job=recommended.get("job"),
+        note=recommended.get("note"),
         served=recommended.get("served", True),
         facts=(
             f"{data['rows']:,} rows of {data['tokens']:,} tokens on {report['base']}; "

@@ -31,6 +31,8 @@ def spectrum(model: Any, old: Mapping[str, Tensor]) -> Spectrum:
     for path, weight in old.items():
         now = model.get_submodule(path).weight.detach()
         change = now.float() - weight.to(now.device).float()  # [out, in]
+        if not bool(change.isfinite().all()):  # the run diverged: no rank holds that
+            change = torch.eye(*change.shape, device=change.device)
         energy = torch.linalg.svdvals(change).square().double()
         held = (energy.cumsum(0) / energy.sum().clamp_min(1e-30)).cpu()
         ranks.append(int((held < HELD).sum()) + 1 if energy.sum() > 0 else 0)

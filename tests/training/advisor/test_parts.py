@@ -77,6 +77,10 @@ def test_the_paired_error_is_that_of_a_mean_where_rows_are_alike() -> None:
     assert paired_error(one, one) == 0
 
 
+def test_a_run_that_diverged_is_never_the_best() -> None:
+    assert RowLosses((1.0, math.nan), (1, 1)).mean == math.inf
+
+
 def test_short_answers() -> None:
     assert short_answers(rows())
     long = Tokenized((5,) * 90, (-100, *(5,) * 89))
@@ -139,6 +143,8 @@ def test_a_spectrum_tells_the_rank_of_a_change() -> None:
     old = before(model, [path])
     weight = model.get_submodule(path).weight
     assert spectrum(model, old).rank90 == 0
+    diverged = {path: torch.full_like(old[path], math.nan)}
+    assert spectrum(model, diverged).share >= 0.89
     generator = torch.Generator().manual_seed(0)
     left, _ = torch.linalg.qr(torch.randn(weight.shape[0], 3, generator=generator))
     right, _ = torch.linalg.qr(torch.randn(weight.shape[1], 3, generator=generator))
