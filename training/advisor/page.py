@@ -31,7 +31,9 @@ code { background: #f3f3f3; padding: .1rem .3rem; overflow-wrap: anywhere }
 <h1>{{ title }}</h1>
 <p class="chosen">{{ summary }}</p>
 {% if job %}<p>A job's body: <code>{{ job | tojson }}</code></p>
-<p>{{ note }}{% if not served %} What comes of it is a result file: this server cannot serve it.{% endif %}</p>
+<p>{{ note }}{% if not served %}
+
+What comes of it is a result file: this server cannot serve it.{% endif %}</p>
 {% endif %}
 <p>{{ facts }}</p>
 <h2>Probes</h2>
