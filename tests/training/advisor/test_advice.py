@@ -14,6 +14,7 @@ import pytest
 from tests.e2e.tiny_base import make_tiny_base
 from tests.training.house import House, house
 from training.advisor.advice import advice_files
+from training.advisor.campaign import RATES
 from training.advisor.page import page
 from training.run import work_on
 from training.spec import JobRequest
@@ -186,7 +187,7 @@ def test_the_command_writes_a_page_with_a_yardstick(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert "held-out loss" in done.stderr
     full = [one for one in report["probes"] if one["part"] == "full"]
-    assert 2 <= len(full) <= 4
+    assert 3 <= len(full) <= RATES
     assert report["spectrum"]["rank90"] >= 1
     assert report["gap"] is not None
     assert out.read_text().count("<svg") == 2
