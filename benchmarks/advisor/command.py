@@ -118,8 +118,8 @@ def _markdown(result: Result) -> str:
         f"The embedded base, and {result.examples} examples of each of three data sets that a "
         f"script makes. Each probe made {options.probe_steps} steps of {options.batch_size} rows; "
         f"the long runs made {result.long_steps}, at the best probe's rate, then at a third of "
-        f"it as long as that is better; the best counts. Losses are of {options.held_out} held-out examples, nats a "
-        "learned token. What is checked: whether the sign and the size of a gap in the probes is "
+        f"it as long as that is better; the best counts. Losses are of {options.held_out} held-out "
+        "examples, nats a learned token. What is checked: whether the sign and the size of a gap in the probes is "
         "that of the long runs. The same seed makes the same rows, splits and batches.",
         "",
         *table(("data", "what it is", "expected", "the advisor's verdict"), _verdicts(result)),

@@ -133,8 +133,11 @@ def _concluded(
             "that."
         )
     if gap <= NEAR:
-        return "peft", f"{choice.name}: {measured}, so nothing is lost."
-    return "peft", f"{choice.name}: {measured}, which is little, or within chance."
+        return "peft", f"{choice.name}: {measured}: nothing is lost within the budget."
+    return (
+        "peft",
+        f"{choice.name}: {measured}, which is little, or within chance, within the budget.",
+    )
 
 
 def _rate_found(findings: list[Finding]) -> bool:

@@ -128,7 +128,9 @@ def test_a_verdict_against_peft_wants_its_rate_found() -> None:
     assert judge(evidence(*edge.probes, *found, spectrum=HIGH)).kind == "full"
 
 
-@pytest.mark.parametrize(("lora", "said"), [(1.0199, "nothing is lost"), (1.03, "which is little")])
+@pytest.mark.parametrize(
+    ("lora", "said"), [(1.0199, "nothing is lost within the budget"), (1.03, "which is little")]
+)
 def test_near_full_fine_tuning(lora: float, said: str) -> None:
     verdict = judge(evidence(probe("rate", lora), probe("full", 1.0)))
     assert verdict.kind == "peft"
