@@ -21,6 +21,7 @@ LATE = {
     "advisor": "Checks the advisor's verdicts by long runs, on three data sets made to differ.",
     "finetune": "Trains by every PEFT method and rank, and in full, and compares what came of it.",
     "worker": "Trains by the worker and by hand, and serves beside a worker that trains.",
+    "tune": "Measures what a search of hyperparameters finds, killing it on the way.",
     "eviction": "Plays policies of eviction against each other, by simulation.",
 }
 

@@ -6,7 +6,7 @@ Here: the command, the upload, which options go together. Not here: what a job i
 
 import inspect
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -62,16 +62,21 @@ class Data:
 
 def add_to(app: typer.Typer) -> None:
     """Registers the command."""
-    app.command()(_with_all_options(train))
+    app.command()(with_training_options(train, SETTINGS_HERE))
 
 
-def _with_all_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command(…, options, flags)` as a function that typer reads one option per field from."""
+def with_training_options(
+    command: Callable[..., None], settings: Sequence[str]
+) -> Callable[..., None]:
+    """`command(…, options, flags)` as a function that typer reads one option per field from.
+
+    `settings`: those that are told as `flags`, where they are given.
+    """
     own = {field.name: field for field in fields(TrainingOptions)}
 
     def with_options(**given: Any) -> None:
         options = TrainingOptions(**{name: given.pop(name) for name in own})
-        typed = {name: given.pop(name) for name in SETTINGS_HERE}
+        typed = {name: given.pop(name) for name in settings}
         flags = {name: value for name, value in typed.items() if value is not None}
         command(**given, options=options, flags=flags)
 
@@ -83,7 +88,7 @@ def _with_all_options(command: Callable[..., None]) -> Callable[..., None]:
             inspect.Parameter(name, kind, default=field.default, annotation=field.type)
             for name, field in own.items()
         ),
-        *(setting_option(name, panel=HERE) for name in SETTINGS_HERE),
+        *(setting_option(name, panel=HERE) for name in settings),
     ]
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_options.__name__, with_options.__doc__ = command.__name__, command.__doc__
@@ -140,7 +145,7 @@ def _submit(client: ServerClient, data: Data, request: dict[str, Any]) -> dict[s
     body = request | {"model": client.base_name()}
     with ExitStack() as undo:
         for field, path in paths.items():
-            body[field] = _upload(client, path)
+            body[field] = upload(client, path)
             undo.callback(_forget, client, body[field])
         try:
             job = client.create_job(body)
@@ -153,7 +158,7 @@ def _submit(client: ServerClient, data: Data, request: dict[str, Any]) -> dict[s
     return job
 
 
-def _upload(client: ServerClient, path: Path) -> str:
+def upload(client: ServerClient, path: Path) -> str:
     """Its id. Raises ServerError; if the file is at fault, that names it."""
     with transfer_bar() as bar, path.open("rb") as file:
         task = bar.add_task(f"uploading {path.name}", total=path.stat().st_size)

@@ -4,7 +4,7 @@ Here: ServerClient, ServerError. Not here: printing, progress bars, options; not
 server's own code, so that any machine can use it against any server.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,9 +193,10 @@ class ServerClient:
         """`body` as POST /v1/fine_tuning/jobs takes it."""
         return self._json("POST", JOBS, json=body)
 
-    def jobs(self) -> Iterator[dict[str, Any]]:
-        """The newest first, page after page."""
-        return self._pages(JOBS, limit=50)
+    def jobs(self, metadata: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
+        """The newest first, page after page; with `metadata` those that have all of it."""
+        wanted = {f"metadata[{key}]": value for key, value in (metadata or {}).items()}
+        return self._pages(JOBS, limit=50, **wanted)
 
     def job(self, job_id: str) -> dict[str, Any]:
         return self._json("GET", _job_path(job_id))
@@ -246,10 +247,10 @@ class ServerClient:
                 yield chunk
         raise ServerError(f"{self.url} closed the stream before its end. Ask again.")
 
-    def _pages(self, path: str, *, limit: int) -> Iterator[dict[str, Any]]:
+    def _pages(self, path: str, *, limit: int, **params: str) -> Iterator[dict[str, Any]]:
         after: dict[str, str] = {}
         while True:
-            page = self._json("GET", path, params={"limit": str(limit), **after})
+            page = self._json("GET", path, params={"limit": str(limit), **params, **after})
             yield from page["data"]
             if not page["has_more"] or not page["data"]:
                 return

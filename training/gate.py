@@ -47,6 +47,8 @@ def _better(gate: Gate, value: float, other: Scores | None) -> tuple[bool, str]:
     if other is None:
         return True, "there is no current version to be better than"
     than = getattr(other, gate.metric)
+    if than is None:
+        return False, f"{gate.metric} of the {gate.better_than} could not be measured"
     better = value < than if gate.lower_is_better else value > than
     return better, f"{gate.metric} {value:.4g}, the {gate.better_than}'s is {than:.4g}"
 

@@ -19,6 +19,7 @@ from training.methods.fields import (
     default_dropout,
     default_rank,
     default_targets,
+    named_targets,
 )
 from training.spec import DpoHyperparameters, JobRequest, Peft, PeftMethod, Scheduler
 
@@ -111,9 +112,9 @@ def settle(
     epochs = hyper.n_epochs
     if epochs == "auto":
         epochs = min(25, max(3, math.ceil(STEPS_WANTED / per_epoch)))
-    steps = per_epoch * epochs
-    if options.max_steps is not None:
-        steps = min(steps, options.max_steps)
+        if options.max_steps is not None:
+            epochs = math.ceil(options.max_steps / per_epoch)
+    steps = min(per_epoch * epochs, options.max_steps or per_epoch * epochs)
     beta = hyper.beta if isinstance(hyper, DpoHyperparameters) else "auto"
     return Plan(
         adapter=adapter,
@@ -140,13 +141,10 @@ def settle(
 
 
 def _adapter(peft: Peft, base: BaseShape, tokenizer: PreTrainedTokenizerBase) -> AdapterPlan:
-    unknown = [leaf for leaf in peft.targets or () if leaf not in base.linears]
-    if unknown:
-        raise InvalidRequest(
-            f"adapterd.peft.targets: the base has no linear module {unknown[0]!r}; it has "
-            f"{', '.join(base.linears)}",
-            param="adapterd.peft.targets",
-        )
+    if peft.targets is None:
+        targets = default_targets(peft.method, base.linears)
+    else:
+        targets = named_targets(peft.targets, base.linears)
     rank = peft.rank or default_rank(peft.method, base.width)
     alpha = peft.alpha
     if alpha is None:
@@ -158,7 +156,7 @@ def _adapter(peft: Peft, base: BaseShape, tokenizer: PreTrainedTokenizerBase) ->
         rank=rank,
         alpha=alpha,
         dropout=default_dropout(peft.method, base.width) if peft.dropout is None else peft.dropout,
-        targets=tuple(sorted(peft.targets or default_targets(peft.method, base.linears))),
+        targets=tuple(sorted(targets)),
         modules_to_save=peft.modules_to_save,
         trainable_token_ids=tuple(_token(text, tokenizer) for text in peft.trainable_tokens),
         virtual_tokens=peft.virtual_tokens or VIRTUAL_TOKENS.get(peft.method, 0),

@@ -115,7 +115,7 @@ class Peft(_Part):
     alpha: Annotated[float, Field(gt=0, le=8192)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     targets: Annotated[Leaves, Field(min_length=1)] | None = None
-    """Leaf names of linear modules ("q_proj"); None: all of them."""
+    """Leaf names of linear modules ("q_proj"), or "attention" for those of it; None: all."""
     modules_to_save: Leaves = ()
     """Leaf names of modules that are trained whole ("embed_tokens")."""
     trainable_tokens: Leaves = ()
@@ -155,6 +155,7 @@ class Options(_Part):
     """None: the name moves to the new version."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
     max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps, however many epochs that is; where n_epochs is said too, at most."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
     scheduler: Scheduler = "linear"
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0

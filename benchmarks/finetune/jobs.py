@@ -39,7 +39,7 @@ def run_all(
     store = AdapterStore(folder, base_name=BASE)
     try:
         book = JobBook(store.database, base=BASE)
-        known = _named(book)
+        known = _named(book, budget)
         wanted = [one for one in variants if one.name not in known]
         if wanted:
             files = [
@@ -49,7 +49,7 @@ def run_all(
             for variant in wanted:
                 book.create(_spec(variant, budget, *files))
         _work(folder, budget)
-        ended = _named(book)
+        ended = _named(book, budget)
         return {one.name: ended[one.name] for one in variants}
     finally:
         store.close()
@@ -69,10 +69,19 @@ def result_file(folder: Path, job: JobRecord, ending: str) -> bytes:
         store.close()
 
 
-def _named(book: JobBook) -> dict[str, JobRecord]:
+def _named(book: JobBook, budget: Budget) -> dict[str, JobRecord]:
+    """This benchmark's jobs, by variant; another budget's are others."""
     jobs, more = book.list(limit=1000)
     assert not more
-    return {job.spec["metadata"]["variant"]: job for job in jobs if job.spec.get("metadata")}
+    return {
+        job.spec["metadata"]["variant"]: job
+        for job in jobs
+        if job.spec["metadata"]["budget"] == _told(budget)
+    }
+
+
+def _told(budget: Budget) -> str:
+    return f"{budget.epochs} epochs, batches of {budget.batch_size}, {budget.answered} answered"
 
 
 def _spec(variant: Variant, budget: Budget, train: str, test: str) -> Mapping[str, Any]:
@@ -81,7 +90,7 @@ def _spec(variant: Variant, budget: Budget, train: str, test: str) -> Mapping[st
         "training_file": train,
         "validation_file": test,
         "seed": 0,
-        "metadata": {"variant": variant.name},
+        "metadata": {"variant": variant.name, "budget": _told(budget)},
         "method": {
             "type": "supervised",
             "supervised": {

@@ -2,9 +2,10 @@
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,10 +13,11 @@ from benchmarks import w1
 from benchmarks.e2e_nlg.data import DataMissing
 from benchmarks.finetune.data import banking77
 from benchmarks.fleet.traffic import Load
-from benchmarks.machine import describe
+from benchmarks.machine import Machine, describe
 from benchmarks.markdown import table
 from benchmarks.spread import ratios, spread
 from benchmarks.worker import alone, beside
+from benchmarks.worker.alone import Pair
 
 HERE = Path(__file__).resolve().parents[1]
 app = typer.Typer(add_completion=False)
@@ -43,6 +45,17 @@ def main(
         served = beside.measure(
             work / "base", data, Path(folder), load, repeats=repeats, threads=threads
         )
+    told, lines = _page(pairs, served, machine, steps)
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "worker.json").write_text(json.dumps(told, indent=1) + "\n")
+    (results / "worker.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def _page(
+    pairs: Sequence[Pair], served: Sequence[tuple[float, float]], machine: Machine, steps: int
+) -> tuple[dict[str, Any], list[str]]:
+    """The figures as JSON, and as Markdown's lines."""
     overhead = ratios([one.worker_s for one in pairs], [one.by_hand_s for one in pairs])
     kept = ratios([with_it for _, with_it in served], [without for without, _ in served])
     told = {
@@ -85,7 +98,4 @@ def main(
         "",
         f"Machine: {machine.text()}.",
     ]
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "worker.json").write_text(json.dumps(told, indent=1) + "\n")
-    (results / "worker.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    return told, lines

@@ -1,7 +1,7 @@
 """Which fields of a request each method takes, and its defaults where the request says nothing.
 
-Here: check_options, check_plan, default_targets, default_rank, default_dropout. Not here: what
-depends on the base's weights (the methods' own modules).
+Here: check_options, check_plan, named_targets, default_targets, default_rank, default_dropout. Not
+here: what depends on the base's weights (the methods' own modules).
 """
 
 from typing import TYPE_CHECKING
@@ -40,6 +40,12 @@ KEYS_VALUES = frozenset(
 )
 DOWN = frozenset("down_proj dense_4h_to_h c_proj fc2 fc_out w2 wo".split())
 """Leaf names of what IA3 rescales: keys and values, and what leads out of an MLP."""
+
+ATTENTION = frozenset(
+    "q_proj k_proj v_proj o_proj out_proj qkv_proj query_key_value dense c_attn Wqkv "
+    "query key value query_proj key_proj value_proj".split()
+)
+"""Leaf names of attention's linear modules; no MLP has them."""
 
 
 def check_options(options: Options, *, preference: bool = False) -> None:
@@ -92,6 +98,24 @@ def _check_taken(method: PeftMethod, field: str) -> None:
             f"{others}",
             param=f"adapterd.peft.{field}",
         )
+
+
+def named_targets(targets: tuple[str, ...], linears: tuple[str, ...]) -> tuple[str, ...]:
+    """`targets` with those that "attention" stands for. Raises InvalidRequest, naming the field."""
+    short = "attention" in targets and "attention" not in linears
+    found = [leaf for leaf in linears if leaf in ATTENTION] if short else []
+    leaves = dict.fromkeys(
+        [*(leaf for leaf in targets if not short or leaf != "attention"), *found]
+    )
+    unknown = [leaf for leaf in leaves if leaf not in linears]
+    if unknown or (short and not found):
+        what = repr(unknown[0]) if unknown else "known to be of its attention"
+        raise InvalidRequest(
+            f"adapterd.peft.targets: the base has no linear module {what}; it has "
+            f"{', '.join(linears)}",
+            param="adapterd.peft.targets",
+        )
+    return tuple(leaves)
 
 
 def default_targets(method: PeftMethod, linears: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Searches what suits some data: rank, targets, learning rate, dropout, weight decay."""
