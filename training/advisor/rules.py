@@ -110,6 +110,9 @@ def _concluded(
             f"{choice.name} is the best that was found. There is no yardstick: full fine-tuning "
             f"was not probed ({evidence.full_left_out})."
         )
+    sought = len({one.multiplier for one in evidence.probes if one.part == "full"}) > 1
+    edge = sought and "rate of full fine-tuning" not in holds
+    told = " Full's best rate is at the edge of those tried: it may do better." if edge else ""
     measured = f"the best PEFT probe ({peft.name}) has a held-out loss {_percent(gap)} full's"
     behind = {"gap to full", "gap stays"} <= holds
     if behind and not _rate_found(findings):
@@ -133,10 +136,10 @@ def _concluded(
             "that."
         )
     if gap <= NEAR:
-        return "peft", f"{choice.name}: {measured}: nothing is lost within the budget."
+        return "peft", f"{choice.name}: {measured}: nothing is lost within the budget.{told}"
     return (
         "peft",
-        f"{choice.name}: {measured}, which is little, or within chance, within the budget.",
+        f"{choice.name}: {measured}, which is little, or within chance, within the budget.{told}",
     )
 
 

@@ -137,6 +137,13 @@ def test_near_full_fine_tuning(lora: float, said: str) -> None:
     assert said in verdict.summary
 
 
+def test_a_yardstick_whose_rate_is_at_the_edge_is_told() -> None:
+    lora, full = probe("rate", 1.0), probe("full", 1.0, multiplier=3.0)
+    slow, quick = probe("full", 1.2), probe("full", 1.2, multiplier=9.0)
+    assert "it may do better" in judge(evidence(lora, slow, full)).summary
+    assert "it may do better" not in judge(evidence(lora, slow, full, quick)).summary
+
+
 def test_without_a_yardstick_it_says_so() -> None:
     verdict = judge(
         evidence(probe("rate", 1.0), spectrum=None, gap_error=None, full_left_out="no memory")
