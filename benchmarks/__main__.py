@@ -18,6 +18,7 @@ LATE = {
     "speculative": "Measures decoding with guesses from the text itself, and without.",
     "fleet": "Measures a server with thousands of adapters.",
     "profile": "Takes a decode step apart: what each part takes, and would at least.",
+    "advisor": "Checks the advisor's verdicts by long runs, on three data sets made to differ.",
     "finetune": "Trains by every PEFT method and rank, and in full, and compares what came of it.",
     "worker": "Trains by the worker and by hand, and serves beside a worker that trains.",
     "tune": "Measures what a search of hyperparameters finds, killing it on the way.",

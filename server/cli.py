@@ -22,7 +22,15 @@ import typer
 from rich.table import Table
 
 from adapters_store.errors import AdapterdError
-from server import __version__, cli_import, cli_jobs, cli_train, cli_tune, cli_versions
+from server import (
+    __version__,
+    cli_advise,
+    cli_import,
+    cli_jobs,
+    cli_train,
+    cli_tune,
+    cli_versions,
+)
 from server.child_process import start_engine
 from server.cli_options import DEFAULT_SERVER, AsJson, Name, Server
 from server.cli_settings import human_bytes, takes_settings
@@ -46,6 +54,7 @@ jobs = typer.Typer(no_args_is_help=True, help="Follow, steer and judge training 
 demo_app = typer.Typer(no_args_is_help=True, help="The embedded base model and its adapters.")
 cli_versions.add_to(adapters)
 cli_import.add_to(adapters)
+cli_advise.add_to(app)
 cli_train.add_to(app)
 cli_tune.add_to(app)
 cli_jobs.add_to(jobs)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from server.cli_advise import print_advice
 from server.cli_options import DEFAULT_SERVER, AsJson, Server
 from server.cli_terminal import print_table, time_text
 from server.follow_job import follow
@@ -51,7 +52,7 @@ def list_jobs(
         loss = progress.get("loss")
         table.add_row(
             job["id"],
-            job["adapterd"]["name"],
+            job["adapterd"].get("name") or job["adapterd"].get("kind", ""),
             job["status"],
             time_text(job["created_at"]),
             f"{progress['step']}/{progress['steps']}" if progress else "",
@@ -144,6 +145,9 @@ def report(
 
 
 def _print_report(report: dict[str, Any]) -> None:
+    if report.get("kind") == "advice":
+        print_advice(report)
+        return
     print_table(score_table(report))
     print(*report_lines(report), sep="\n")
 
@@ -188,7 +192,7 @@ def watch(client: ServerClient, job: Job) -> None:
     reference = job["fine_tuned_model"]
     if found is not None:
         _print_report(found)
-        reference = reference_of(found)
+        reference = None if found.get("kind") == "advice" else reference_of(found)
     if reference is not None:
         print(f'Try it: adapterd complete --adapter {reference} "…"{_elsewhere(client)}')
     elif job["result_files"]:

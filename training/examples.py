@@ -21,6 +21,8 @@ MAX_DEPTH = 16
 
 Format = Literal["chat", "prompt", "preference"]
 Text = Annotated[str, StringConstraints(min_length=1)]
+Group = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+"""Whom or what an example is about: the advisor compares groups (advisor/groups.py)."""
 
 
 class _Part(BaseModel):
@@ -43,6 +45,7 @@ class ChatExample(_Part):
     """A conversation; the assistant's turns are learned."""
 
     messages: Messages
+    group: Group | None = None
 
 
 class PromptExample(_Part):
@@ -50,6 +53,7 @@ class PromptExample(_Part):
 
     prompt: str
     completion: Text
+    group: Group | None = None
 
 
 class _Conversation(_Part):

@@ -29,6 +29,8 @@ from adapters_store.errors import (
     TooLarge,
 )
 from adapters_store.store import AdapterStore
+from training.advisor.job import advise_job
+from training.advisor.request import ADVISE
 from training.base import BaseFolder, load_model
 from training.checkpoints import CheckpointShelf
 from training.gate import Verdict, judge
@@ -113,6 +115,9 @@ def _attempt(place: Workplace, lease: Lease, stop: threading.Event) -> None:
         Heartbeat(place.queue, lease) as heart,
         tempfile.TemporaryDirectory(prefix="adapterd-job-") as scratch,
     ):
+        if lease.job.spec.get("kind") == ADVISE:
+            advise_job(place.store, place.base, place.queue, lease, heart, stop)
+            return
         _Run(place, lease, heart, stop, Path(scratch)).run()
 
 

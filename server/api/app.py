@@ -10,7 +10,17 @@ from fastapi import FastAPI
 
 from adapters_store.sources import Sources
 from adapters_store.store import AdapterStore
-from server.api import adapters, aliases, compare, errors, files, fine_tuning, health, openai
+from server.api import (
+    adapters,
+    advise,
+    aliases,
+    compare,
+    errors,
+    files,
+    fine_tuning,
+    health,
+    openai,
+)
 from server.api import store as store_routes
 from server.api.compat import llamacpp, lorax, sglang, vllm
 from server.api.job_counts import JobCounts
@@ -71,7 +81,7 @@ def create_app(
     )
     errors.install(app)
     app.add_middleware(RequestEnvelope)
-    native = (openai, adapters, aliases, compare, files, fine_tuning, store_routes, health)
+    native = (openai, adapters, aliases, compare, files, fine_tuning, advise, store_routes, health)
     for part in (*native, vllm, sglang, lorax, llamacpp):
         app.include_router(part.router())
     return app

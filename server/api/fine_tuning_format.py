@@ -5,6 +5,7 @@ Here: records → JSON. Not here: routes, where records come from.
 
 from typing import Any
 
+from training.advisor.request import ADVISE, AdviceRequest
 from training.checkpoints import CheckpointRecord
 from training.jobs import JobEvent, JobRecord
 from training.spec import JobRequest
@@ -24,12 +25,50 @@ Json = dict[str, Any]
 
 def job_object(job: JobRecord) -> Json:
     """OpenAI's fields, with ours under `adapterd` and `progress`."""
+    if job.spec.get("kind") == ADVISE:
+        return _advice_object(job)
     request = JobRequest.model_validate(job.spec)
     result = job.result or {}
-    told = job.progress or {}
     hyper = request.hyper.model_dump(mode="json")
     hyper |= {key: one for key, one in result.get("hyperparameters", {}).items() if key in hyper}
     method = request.method.type
+    return _common(job) | {
+        "model": request.model,
+        "fine_tuned_model": result.get("fine_tuned_model"),
+        "training_file": request.training_file,
+        "validation_file": request.validation_file,
+        "seed": request.seed,
+        "hyperparameters": {key: hyper[key] for key in OPENAI_HYPER},
+        "method": {"type": method, method: {"hyperparameters": hyper}},
+        "trained_tokens": result.get("trained_tokens"),
+        "metadata": request.metadata,
+        "adapterd": request.adapterd.model_dump(mode="json"),
+    }
+
+
+def _advice_object(job: JobRecord) -> Json:
+    """A job that trains nothing: no model comes of it, no method is its own; its report does.
+
+    OpenAI's clients know one kind of job, so it is one to them; `adapterd.kind` tells.
+    """
+    request = AdviceRequest.model_validate(job.spec)
+    return _common(job) | {
+        "model": request.model,
+        "fine_tuned_model": None,
+        "training_file": request.training_file,
+        "validation_file": None,
+        "seed": request.seed,
+        "hyperparameters": dict.fromkeys(OPENAI_HYPER, "auto"),
+        "method": None,
+        "trained_tokens": None,
+        "metadata": request.metadata,
+        "adapterd": {"kind": ADVISE, **request.adapterd.model_dump(mode="json")},
+    }
+
+
+def _common(job: JobRecord) -> Json:
+    """What every kind of job tells."""
+    told = job.progress or {}
     return {
         "id": job.id,
         "object": "fine_tuning.job",
@@ -37,20 +76,10 @@ def job_object(job: JobRecord) -> Json:
         "finished_at": job.finished_at,
         "status": job.status,
         "error": _error(job),
-        "model": request.model,
-        "fine_tuned_model": result.get("fine_tuned_model"),
         "organization_id": job.owner,
-        "training_file": request.training_file,
-        "validation_file": request.validation_file,
-        "result_files": list(result.get("result_files", ())),
-        "seed": request.seed,
-        "hyperparameters": {key: hyper[key] for key in OPENAI_HYPER},
-        "method": {"type": method, method: {"hyperparameters": hyper}},
-        "trained_tokens": result.get("trained_tokens"),
+        "result_files": list((job.result or {}).get("result_files", ())),
         "estimated_finish": told.get("estimated_finish") if job.status == "running" else None,
         "integrations": [],
-        "metadata": request.metadata,
-        "adapterd": request.adapterd.model_dump(mode="json"),
         "progress": {key: told.get(key) for key in PROGRESS} if told else None,
     }
 

@@ -48,19 +48,21 @@ def settled(place: Place, request: JobRequest, job_id: str) -> dict[str, Any]:
     Blocks. Raises ModelNotFound, NameReserved, StoreCorrupt, Unavailable, and InvalidRequest or
     UnsupportedParameter naming the field.
     """
-    _require_base(place, request.model)
+    require_base(place, request.model)
     require_publishable(request.adapterd)
     name = _name(place, request, job_id)
-    _check_file(place, request, "training_file", request.training_file)
+    method = request.method.type
+    require_file(place, "training_file", request.training_file, method)
     if request.validation_file is not None:
-        _check_file(place, request, "validation_file", request.validation_file)
+        require_file(place, "validation_file", request.validation_file, method)
     spec = request.model_dump(mode="json", exclude_none=True)
     spec["seed"] = secrets.randbelow(SEEDS) if request.seed is None else request.seed
     spec["adapterd"]["name"] = name
     return spec
 
 
-def _require_base(place: Place, model: str) -> None:
+def require_base(place: Place, model: str) -> None:
+    """Raises ModelNotFound, and InvalidRequest if it is an adapter."""
     if model == place.base_name:
         return
     try:
@@ -99,10 +101,11 @@ def _made_name(suffix: str | None, job_id: str) -> str:
     return f"{stem or 'ft'}-{job_id.removeprefix('ftjob-')[:8]}"
 
 
-def _check_file(place: Place, request: JobRequest, field: str, file_id: str) -> None:
+def require_file(place: Place, field: str, file_id: str, method: str) -> None:
     """That a file is there, and its lines are what the method and the base take.
 
     The first line says it for all: they were found to be of one form when it was uploaded.
+    Raises InvalidRequest (param `field`).
     """
     try:
         record = place.store.files.get(file_id)
@@ -117,7 +120,6 @@ def _check_file(place: Place, request: JobRequest, field: str, file_id: str) -> 
         raise InvalidRequest(f"{field}: {gone.message}", param=field) from None
     with content:
         form = format_of(content)
-    method = request.method.type
     wanted = FORMATS[method]
     if form not in wanted:
         takes = " or ".join(FORMS[one] for one in wanted)

@@ -41,6 +41,24 @@ def test_the_three_forms() -> None:
     assert example.preferred_output[0].content == "4"
 
 
+def test_an_example_may_name_its_group() -> None:
+    for example in ({"messages": [USER, FOUR]}, {"prompt": "", "completion": "x"}):
+        _, read = read_example(line(example | {"group": "north"}))
+        assert isinstance(read, ChatExample | PromptExample)
+        assert read.group == "north"
+        _, without = read_example(line(example))
+        assert isinstance(without, ChatExample | PromptExample)
+        assert without.group is None
+        for bad in ("", "x" * 65, 7):
+            with pytest.raises(AdapterdError, match="group: "):
+                read_example(line(example | {"group": bad}))
+    pair = {
+        "input": {"messages": [USER]}, "preferred_output": [FOUR], "non_preferred_output": [FIVE]
+    }  # fmt: skip
+    with pytest.raises(AdapterdError, match="group: Extra"):
+        read_example(line(pair | {"group": "north"}))
+
+
 CHAT_FAULTS: list[tuple[list[object], str]] = [
     ([{"role": "robot", "content": "x"}, FOUR], "messages[0].role: Input should be 'system'"),
     ([{"role": "user"}, FOUR], "messages[0].content: Field required"),

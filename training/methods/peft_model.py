@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,10 +29,16 @@ def wrap(base: PreTrainedModel, config: PeftConfig) -> PeftModel:
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             _in_float32(module)
+        elif isinstance(module, TrainableTokensWrapper) and _unbiased(module.original_module):
+            module.bias = None  # trl's loss asks a head for it, and PEFT 0.21 does not pass it on
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
+
+
+def _unbiased(module: nn.Module) -> bool:
+    return getattr(module, "bias", None) is None
 
 
 def _in_float32(wrapper: ModulesToSaveWrapper) -> None:
