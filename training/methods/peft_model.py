@@ -30,7 +30,8 @@ def wrap(base: PreTrainedModel, config: PeftConfig) -> PeftModel:
         if isinstance(module, ModulesToSaveWrapper):
             _in_float32(module)
         elif isinstance(module, TrainableTokensWrapper) and _unbiased(module.original_module):
-            module.bias = None  # trl's loss asks a head for it, and PEFT 0.21 does not pass it on
+            # trl's loss asks a head for it, and PEFT 0.21 does not pass it on.
+            module.register_buffer("bias", None, persistent=False)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
