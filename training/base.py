@@ -39,10 +39,10 @@ class BaseFolder:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """With a padding token, which every batch masks."""
+        """With a padding token; which one does not matter, since every batch masks it."""
         tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
         return tokenizer
 
     def shape(self) -> BaseShape:

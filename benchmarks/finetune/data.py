@@ -54,6 +54,15 @@ def e2e_nlg(*, seed: int = 0) -> Task:
     )
 
 
+def plain(chats: bytes) -> bytes:
+    """The same as prompts and completions, for a base without a chat template."""
+    lines = []
+    for line in chats.splitlines():
+        asked, said = (message["content"] for message in json.loads(line)["messages"])
+        lines.append(json.dumps({"prompt": asked, "completion": f" {said}"}).encode())
+    return b"\n".join(lines) + b"\n"
+
+
 def _jsonl(pairs: Iterable[tuple[str, str]]) -> bytes:
     lines = (
         {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}

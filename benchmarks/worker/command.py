@@ -11,8 +11,9 @@ import typer
 
 from benchmarks import w1
 from benchmarks.e2e_nlg.data import DataMissing
-from benchmarks.finetune.data import banking77
+from benchmarks.finetune.data import banking77, plain
 from benchmarks.fleet.traffic import Load
+from benchmarks.http.served_base import with_tokenizer
 from benchmarks.machine import Machine, describe
 from benchmarks.markdown import table
 from benchmarks.spread import ratios, spread
@@ -40,10 +41,11 @@ def main(
     machine = describe()
     pairs = [alone.measure(data, steps=steps, threads=threads) for _ in range(repeats)]
     w1.prepare(work, [])
+    base = with_tokenizer(work / "base", work / "served")
     load = Load(clients=16, seconds=seconds, prompt_tokens=128, new_tokens=64, vocabulary=1000)
     with tempfile.TemporaryDirectory() as folder:
         served = beside.measure(
-            work / "base", data, Path(folder), load, repeats=repeats, threads=threads
+            base, plain(data), Path(folder), load, repeats=repeats, threads=threads
         )
     told, lines = _page(pairs, served, machine, steps)
     results.mkdir(parents=True, exist_ok=True)
