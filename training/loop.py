@@ -28,6 +28,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from training.best_weights import BestWeights
+from training.distillation import Distilling, Teacher
 from training.methods.optimizer import optimizer_groups
 from training.methods.trainable import Trainable, after_step, progress, resume
 from training.plan import Plan
@@ -84,12 +85,13 @@ def train(
     folder: Path,
     watch: Watch,
     checkpoint: Path | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[Curves, Progress]:
     """Trains to the plan's end, or as early as it allows.
 
     `folder` takes the trainer's files. `checkpoint` is of the same plan, base and rows: the
     run goes on as if it had never ended, to the same bits on the same kind of machine and with
-    the same number of threads.
+    the same number of threads. `teacher`: the plan's, if it has one.
     """
     watcher = _Watcher(watch, plan)
     best = []
@@ -98,6 +100,9 @@ def train(
     model = trainable.model
     device = next(model.parameters()).device
     trainer_class: Any = _Dpo if plan.preference else _Sft
+    taught: dict[str, Any] = {}
+    if teacher is not None:
+        trainer_class, taught = _Taught, {"teacher": teacher}
     trainer = trainer_class(
         trainable,
         _lengths(rows) if plan.group_by_length else None,
@@ -109,6 +114,7 @@ def train(
         optimizers=(_optimizer(trainable, plan), None),
         # The watcher last: it ships what others add.
         callbacks=[_AfterStep(trainable), *best, watcher],
+        **taught,
     )
     trainer.remove_callback(PrinterCallback)
     if checkpoint is not None:
@@ -231,6 +237,10 @@ class _Trainer:
 
 
 class _Sft(_Trainer, SFTTrainer):
+    pass
+
+
+class _Taught(Distilling, _Sft):
     pass
 
 

@@ -1,6 +1,6 @@
 """What a job will do, in numbers: every "auto" and None of its spec settled.
 
-Here: Plan, AdapterPlan, settle. Not here: doing it.
+Here: Plan, AdapterPlan, TeacherPlan, settle. Not here: doing it.
 
 Where the defaults come from: learning rates from "LoRA Without Regret" (Schulman et al. 2025, the
 fit of the best rate to a Llama's width; a full fine-tune's is a tenth), alpha = 2 r as in PEFT's
@@ -20,7 +20,7 @@ from training.methods.fields import (
     default_rank,
     default_targets,
 )
-from training.spec import DpoHyperparameters, JobRequest, Peft, PeftMethod, Scheduler
+from training.spec import DpoHyperparameters, JobRequest, Peft, PeftMethod, Scheduler, Teacher
 
 STEPS_WANTED = 300
 """Few examples are seen more often, until about so many steps are made."""
@@ -52,10 +52,21 @@ class AdapterPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class TeacherPlan:
+    """Who teaches, by one of two names, and how much is made of it."""
+
+    job: str | None
+    name: str | None
+    weight: float
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything a training run depends on besides its data and base."""
 
     adapter: AdapterPlan
+    teacher: TeacherPlan | None
     preference: bool
     beta: float  # of DPO
     seed: int
@@ -117,6 +128,7 @@ def settle(
     beta = hyper.beta if isinstance(hyper, DpoHyperparameters) else "auto"
     return Plan(
         adapter=adapter,
+        teacher=_teacher(options.teacher),
         preference=preference,
         beta=0.1 if beta == "auto" else beta,
         seed=seed,
@@ -137,6 +149,12 @@ def settle(
         checkpoint_every=options.checkpoint_every or max(10, math.ceil(steps / 20)),
         patience=options.early_stopping_patience,
     )
+
+
+def _teacher(asked: Teacher | None) -> TeacherPlan | None:
+    if asked is None:
+        return None
+    return TeacherPlan(asked.job, asked.name, asked.weight, asked.temperature)
 
 
 def _adapter(peft: Peft, base: BaseShape, tokenizer: PreTrainedTokenizerBase) -> AdapterPlan:

@@ -76,8 +76,15 @@ def _page(report: Mapping[str, Any], svg: str) -> str:
             if any(one[key] is not None for one in scores.values())
         ],
         svg=svg[svg.index("<svg") :],  # without the XML declaration
-        plan=sorted(plan.items()),
+        plan=sorted((key, _said(value)) for key, value in plan.items()),
     )
+
+
+def _said(value: object) -> object:
+    """Of a part of the plan: what it says, in a line."""
+    if not isinstance(value, Mapping):
+        return value
+    return ", ".join(f"{key} {one}" for key, one in value.items() if one is not None)
 
 
 def _number(value: float | None) -> str:

@@ -9,9 +9,9 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from adapters_store.errors import (
 from adapters_store.store import AdapterStore
 from training.base import BaseFolder, load_model
 from training.checkpoints import CheckpointShelf
+from training.distillation import Teacher, open_teacher
 from training.gate import Verdict, judge
 from training.general_text import sample
 from training.heartbeat import Heartbeat
@@ -67,6 +68,7 @@ class Workplace:
     excess: Callable[[int], str | None]  # what is wrong with a rank that none would; None: nothing
     queue: JobQueue
     shelf: CheckpointShelf
+    teachers: Mapping[str, Path] = field(default_factory=dict)  # larger models, by their names
 
 
 def work_on(place: Workplace, lease: Lease, stop: threading.Event) -> None:
@@ -152,6 +154,7 @@ class _Run:
         folder = self._scratch / "adapter"
         told = self._trained(model, plan, rows, held_out, folder)
         del model
+        gc.collect()  # trainers are in cycles with their models, whose memory is wanted
         self._heart.check()
         held = [] if held_out is None else tokenized(held_out)
         questions = Questions(held, general, answered=options.eval_examples)
@@ -229,6 +232,7 @@ class _Run:
         self, model: Any, plan: Plan, rows: Dataset, held_out: Dataset | None, folder: Path
     ) -> "_Trained":
         """Trains, from the job's last checkpoint if it has one, and saves into `folder`."""
+        teacher = self._teacher(plan)
         attached = attach(
             model,
             plan.adapter,
@@ -262,9 +266,28 @@ class _Run:
             folder=self._scratch / "trainer",
             watch=watch,
             checkpoint=None if step is None else checkpoint,
+            teacher=teacher,
         )
         save(attached, folder, base_name=self._place.base.name)
         return _Trained(curves, progress, attached.parameters, attached.total)
+
+    def _teacher(self, plan: Plan) -> Teacher | None:
+        if plan.teacher is None:
+            return None
+        teacher = open_teacher(
+            plan.teacher,
+            store=self._place.store,
+            base=self._place.base,
+            tokenizer=self._tokenizer,
+            named=self._place.teachers,
+            owner=self._lease.job.owner,
+            folder=self._scratch / "teacher",
+        )
+        self._note(
+            f"{plan.teacher.job or plan.teacher.name} teaches, with {teacher.bytes / 1e6:,.0f} MB "
+            "of weights beside the student's."
+        )
+        return teacher
 
     def _outcome(
         self,

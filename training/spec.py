@@ -143,6 +143,24 @@ class Gate(_Part):
         return self.metric == "eval_loss"
 
 
+class Teacher(_Part):
+    """Whose view of each next token is learned beside the examples' (arXiv:1503.02531): a job's
+    that has succeeded, or a larger model's that the worker was started with."""
+
+    job: Annotated[str, Field(pattern=r"^ftjob-[0-9a-f]{24}$")] | None = None
+    name: Annotated[str, Field(pattern=NAME)] | None = None
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The teacher's share of the loss; the rest is the examples'."""
+    temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
+    """Both models' logits are divided by it: more, and what is unlikely counts for more."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "Teacher":
+        if (self.job is None) == (self.name is None):
+            raise ValueError("say whose: 'job', or 'name', and not both")
+        return self
+
+
 class Options(_Part):
     """What OpenAI's fields have no place for. None: chosen by the base and the data."""
 
@@ -151,6 +169,8 @@ class Options(_Part):
     publish: bool = True
     """False: the adapter becomes a result file of the job, and no version."""
     peft: Peft = Peft()
+    teacher: Teacher | None = None
+    """None: the examples alone are learned."""
     gate: Gate | None = None
     """None: the name moves to the new version."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
@@ -239,6 +259,25 @@ class JobRequest(_Part):
                 "hyperparameters: method says how it is trained; move them to "
                 f"method.{self.method.type}.hyperparameters",
                 param="hyperparameters",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_say_tokens(self) -> "JobRequest":
+        """What a teacher is good for: next tokens, one example a row."""
+        if self.adapterd.teacher is None:
+            return self
+        if self.method.type == "dpo":
+            raise InvalidRequest(
+                "adapterd.teacher: preferences are learned without one; leave it out, or use the "
+                "method 'supervised'",
+                param="adapterd.teacher",
+            )
+        if self.adapterd.packing:
+            raise InvalidRequest(
+                "adapterd.packing: a teacher would see a row's examples as one text; leave one of "
+                "them out",
+                param="adapterd.packing",
             )
         return self
 

@@ -1,7 +1,7 @@
 """The new adapter beside the base and the version that is served now, on the same rows.
 
-Here: compare, Comparison, opened. Each is loaded as a server would load it, from its files onto an
-unspoilt base: what is judged is what will be served.
+Here: compare, Comparison, opened, tuned. Each is loaded as a server would load it, from its files
+onto an unspoilt base: what is judged is what will be served.
 """
 
 import json
@@ -18,6 +18,8 @@ from training.base import BaseFolder, load_model
 from training.evaluation import Scores, View, score
 from training.methods.bottleneck import PEFT_TYPE, load_bottlenecks, without_bottlenecks
 from training.tokens import Tokenized
+
+CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +75,23 @@ def compare(
 
 def opened(base: BaseFolder, folder: Path) -> tuple[View, View]:
     """What was saved in `folder`, and the base without it."""
-    config = folder / "adapter_config.json"
+    own = tuned(base, folder)
+    model = own.model
+    if isinstance(model, PeftModel):
+        return own, View(model, model.disable_adapter)
+    if (folder / CONFIG).exists():
+        return own, View(model, partial(without_bottlenecks, model))
+    return own, View(load_model(base))
+
+
+def tuned(base: BaseFolder, folder: Path) -> View:
+    """What was saved in `folder`. Raises OSError, ValueError."""
+    config = folder / CONFIG
     if not config.exists():  # a whole model: what full fine-tuning leaves
-        tuned = BaseFolder(base.name, folder, base.device)
-        return View(load_model(tuned)), View(load_model(base))
+        return View(load_model(BaseFolder(base.name, folder, base.device)))
     if json.loads(config.read_text())["peft_type"] == PEFT_TYPE:
-        model = load_bottlenecks(load_model(base), folder)
-        return View(model), View(model, partial(without_bottlenecks, model))
-    model = PeftModel.from_pretrained(load_model(base), str(folder)).eval()
-    return View(model), View(model, model.disable_adapter)
+        return View(load_bottlenecks(load_model(base), folder))
+    return View(PeftModel.from_pretrained(load_model(base), str(folder)).eval())
 
 
 def _scored(
