@@ -166,14 +166,15 @@ def test_held_out_losses_are_the_examples_own(bench: Bench) -> None:
 
 
 def test_a_full_fine_tune_teaches_an_adapter(home: House, tmp_path: Path) -> None:
-    """The student's own answers are no use: what it knows of the right one, its teacher told it."""
+    """Of the student's answers four in five are wrong: which are, only its teacher tells it."""
     right = chat_lines([(asked, "yo") for asked, _ in LESSONS[20:]])
-    wrong = chat_lines([(asked, "no") for asked, _ in LESSONS[:20]])
-    options = {"max_steps": 40, "learning_rate": 3e-4, "publish": False}
+    noisy = [(asked, "no" if at % 5 else "yo") for at, (asked, _) in enumerate(LESSONS[:20])]
+    wrong = chat_lines(noisy)
+    options: dict[str, Any] = {"max_steps": 60, "learning_rate": 3e-4, "publish": False}
     teacher = home.done(right, peft={"method": "full"}, **options)
     assert teacher.status == "succeeded", teacher.error
-    options = {"max_steps": 20, "learning_rate": 3e-3}
-    asked = {"job": teacher.id, "weight": 1.0, "temperature": 1.0}
+    options = {"max_steps": 40, "peft": {"rank": 4}}
+    asked = {"job": teacher.id, "weight": 1.0, "temperature": 2.0}
     taught = home.done(wrong, name="taught", teacher=asked, **options)
     alone = home.done(wrong, name="alone", **options)
     assert taught.status == "succeeded", taught.error
@@ -194,8 +195,8 @@ def test_a_full_fine_tune_teaches_an_adapter(home: House, tmp_path: Path) -> Non
         folder = tmp_path / "unseen"
         unseen = tokenized(supervised_rows(file, tokenizer, max_tokens=64, folder=folder))
     _, near, far = (loss(view, unseen) or 0.0 for view in views)
-    assert near < 0.5 * far
-    nearer, farther = (divergence(views[0], view, unseen) or 0.0 for view in views[1:])
+    assert near < 0.3 * far
+    nearer, farther = (divergence(view, views[0], unseen) or 0.0 for view in views[1:])
     assert nearer < 0.5 * farther
 
 
