@@ -9,7 +9,7 @@ and QLoRA's recipes (for rsLoRA, whose scale is alpha / sqrt(r), 16), all linear
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +20,7 @@ from training.methods.fields import (
     default_rank,
     default_targets,
 )
-from training.spec import DpoHyperparameters, JobRequest, Peft, PeftMethod, Scheduler, Teacher
+from training.spec import DpoHyperparameters, JobRequest, Peft, PeftMethod, Scheduler, Task, Teacher
 
 STEPS_WANTED = 300
 """Few examples are seen more often, until about so many steps are made."""
@@ -49,6 +49,7 @@ class AdapterPlan:
     modules_to_save: tuple[str, ...]
     trainable_token_ids: tuple[int, ...]
     virtual_tokens: int
+    task: Task = "generation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def settle(
     options, hyper = request.adapterd, request.hyper
     preference = request.method.type == "dpo"
     check_options(options, preference=preference)
-    adapter = _adapter(options.peft, base, tokenizer)
+    adapter = replace(_adapter(options.peft, base, tokenizer), task=options.task)
     batch_size = _batch_size(rows) if hyper.batch_size == "auto" else hyper.batch_size
     accumulation = options.gradient_accumulation_steps
     if batch_size % accumulation:

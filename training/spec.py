@@ -29,6 +29,7 @@ PeftMethod = Literal[
     "prompt-tuning", "prefix-tuning", "p-tuning", "bottleneck", "full",
 ]  # fmt: skip
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
+Task = Literal["generation", "classification"]
 Metric = Literal["eval_loss", "exact_match", "f1"]
 
 
@@ -166,6 +167,9 @@ class Options(_Part):
 
     name: Annotated[str, Field(pattern=NAME)] | None = None
     """The adapter whose next version comes of this; None: a name of its own, from `suffix`."""
+    task: Task = "generation"
+    """ "classification": the training file's different answers are classes, and a head on the base
+    learns to tell them apart, with the adapter."""
     publish: bool = True
     """False: the adapter becomes a result file of the job, and no version."""
     peft: Peft = Peft()
@@ -279,6 +283,27 @@ class JobRequest(_Part):
                 "them out",
                 param="adapterd.packing",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_told_apart_alone(self) -> "JobRequest":
+        """By examples of one text and one class: nothing is written, and no base has the head."""
+        if self.adapterd.task != "classification":
+            return self
+        gate = self.adapterd.gate or Gate()
+        for field, asked in (
+            ("method.type", self.method.type == "dpo"),
+            ("adapterd.packing", self.adapterd.packing),
+            ("adapterd.teacher", self.adapterd.teacher is not None),
+            ("adapterd.general_file", self.adapterd.general_file is not None),
+            ("adapterd.gate.better_than", gate.better_than is not None),
+            ("adapterd.gate.max_forgetting", gate.max_forgetting is not None),
+        ):
+            if asked:
+                raise InvalidRequest(
+                    f"{field}: does not go with the task 'classification'; leave one of them out",
+                    param=field,
+                )
         return self
 
     @property

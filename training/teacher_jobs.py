@@ -36,6 +36,11 @@ def teacher_job(book: JobBook, job_id: str, *, owner: str) -> JobRecord:
         raise InvalidRequest(
             f"{FIELD}: {job_id} is {job.status}; a teacher is a job that has succeeded", param=FIELD
         )
+    if job.spec.get("adapterd", {}).get("task") == "classification":
+        raise InvalidRequest(
+            f"{FIELD}: {job_id} learned classes, so it has nothing to say of next tokens",
+            param=FIELD,
+        )
     return job
 
 

@@ -24,20 +24,20 @@ CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    base: Scores
+    base: Scores | None  # None: there is no such thing, as of classes
     current: Scores | None  # None: the name means nothing yet
     new: Scores
 
     @property
     def forgetting(self) -> float | None:
         """How much the loss on general text has grown, in nats a token."""
-        if self.new.general_loss is None or self.base.general_loss is None:
+        if self.base is None or self.new.general_loss is None or self.base.general_loss is None:
             return None
         return self.new.general_loss - self.base.general_loss
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "base": self.base.as_json(),
+            "base": None if self.base is None else self.base.as_json(),
             "current": None if self.current is None else self.current.as_json(),
             "new": self.new.as_json(),
         }
@@ -55,9 +55,9 @@ class Questions:
 def compare(
     base: BaseFolder,
     tokenizer: PreTrainedTokenizerBase,
+    questions: Questions,
     new: Path,
     current: Path | None,
-    questions: Questions,
 ) -> Comparison:
     """`new` and `current` are PEFT folders. Raises OSError, ValueError."""
     own, plain = opened(base, new)

@@ -232,6 +232,12 @@ def test_names_of_suffixes(suffix: str | None, stem: str):
         ({"adapterd": {"rank": 4}}, "invalid_request", "adapterd.rank", "unknown parameter"),
         ({"adapterd": {"name": "a"}, "suffix": "b"}, "invalid_request", "suffix", "leave one"),
         (
+            {"adapterd": {"task": "classification"}},
+            "unsupported_parameter",
+            "adapterd.task",
+            'send "publish": false',
+        ),
+        (
             {"adapterd": {"teacher": {}}},
             "invalid_request",
             "adapterd.teacher",
