@@ -8,6 +8,7 @@ imported by the commands that need them, so that --help answers at once.
 
 import gc
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from server.cli_settings import human_bytes, takes_settings
 from server.cli_terminal import print_table, transfer_bar
 from server.config import SettingsError, load_settings
 from server.http_client import Completion, ServerClient, ServerError, peft_files
+from training.spec import NAME as JOB_NAME
 
 app = typer.Typer(
     name="adapterd",
@@ -153,6 +155,15 @@ def worker(
     until_empty: Annotated[
         bool, typer.Option("--until-empty", help="End when no job waits.")
     ] = False,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--teacher",
+            metavar="NAME=MODEL",
+            help="A larger model that jobs may name as their teacher: a folder or a hub id. "
+            "Repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Train what clients ask a server for; any number of workers may run, anywhere.
 
@@ -162,13 +173,37 @@ def worker(
         adapterd worker
 
         adapterd worker --data-dir ./adapters --threads 4
+
+        adapterd worker --teacher big=./larger-model
     """
     settings = load_settings(flags)
     from server.work import run
 
     raise typer.Exit(
-        run(settings, niceness=niceness, lease_s=lease_seconds, until_empty=until_empty)
+        run(
+            settings,
+            niceness=niceness,
+            lease_s=lease_seconds,
+            until_empty=until_empty,
+            teachers=_teachers(teacher or []),
+        )
     )
+
+
+def _teachers(options: Sequence[str]) -> dict[str, str]:
+    """Models by the names that jobs have for them. Raises SettingsError."""
+    found: dict[str, str] = {}
+    for option in options:
+        name, _, model = option.partition("=")
+        if not re.fullmatch(JOB_NAME, name) or not model:
+            raise SettingsError(
+                f"--teacher {option}: say NAME=MODEL, such as big=./folder; a name has small "
+                "letters, digits, and . _ - after the first"
+            )
+        if name in found:
+            raise SettingsError(f"--teacher {name} is given twice")
+        found[name] = model
+    return found
 
 
 @app.command(

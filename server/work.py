@@ -10,16 +10,19 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
 
 import demo
 from adapters_store.content import AdapterContent, AdapterFacts, BaseModel
+from adapters_store.errors import EngineStartFailed
 from adapters_store.store import AdapterStore
 from server.adapters import methods
 from server.adapters.slot_rows import SlotLimits, slot_limits
@@ -32,10 +35,18 @@ if TYPE_CHECKING:  # needs the train extra
     from training.run import Workplace
 
 
-def run(settings: Settings, *, niceness: int, lease_s: float, until_empty: bool) -> int:
+def run(
+    settings: Settings,
+    *,
+    niceness: int,
+    lease_s: float,
+    until_empty: bool,
+    teachers: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """Works until a signal, or until no job waits; returns the exit status.
 
-    Raises SettingsError, Unavailable, StoreCorrupt, EngineStartFailed (no such base).
+    `teachers`: larger models by their names, each a folder or a hub id. Raises SettingsError,
+    Unavailable, StoreCorrupt, EngineStartFailed (no such base or teacher).
     """
     log_to_terminal(level=settings.log_level)
     os.nice(niceness)
@@ -48,8 +59,9 @@ def run(settings: Settings, *, niceness: int, lease_s: float, until_empty: bool)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, partial(_hear, stop, heard))
     gc.freeze()  # what is imported stays
+    folders = {name: _teacher_folder(name, model) for name, model in teachers.items()}
     with closing(open_store(settings, blob_place(settings))) as store:
-        place = workplace(settings, store, lease_s=lease_s)
+        place = workplace(settings, store, lease_s=lease_s, teachers=folders)
         name = f"{socket.gethostname()}-{os.getpid()}"
         print(f"worker {name} waits for jobs on {settings.base_name}", flush=True)
         work(place, name=name, stop=stop, until_empty=until_empty)
@@ -65,7 +77,21 @@ def require_training() -> None:
             )
 
 
-def workplace(settings: Settings, store: AdapterStore, *, lease_s: float) -> "Workplace":
+def _teacher_folder(name: str, model: str) -> Path:
+    try:
+        return resolve_model(model)
+    except EngineStartFailed as missing:
+        told = missing.message.removeprefix(f"--model {model}: ").replace("--model", "--teacher")
+        raise EngineStartFailed(f"--teacher {name}={model}: {told}") from None
+
+
+def workplace(
+    settings: Settings,
+    store: AdapterStore,
+    *,
+    lease_s: float,
+    teachers: Mapping[str, Path] = MappingProxyType({}),
+) -> "Workplace":
     """What every job is worked on with; adapters are checked as a server with these settings would.
 
     Raises EngineStartFailed, InvalidRequest.
@@ -84,6 +110,7 @@ def workplace(settings: Settings, store: AdapterStore, *, lease_s: float) -> "Wo
         excess=checker.excess,
         queue=JobQueue(store.database, base=settings.base_name, lease_s=lease_s),
         shelf=CheckpointShelf(store.database, store.objects, store.staging),
+        teachers=teachers,
     )
 
 

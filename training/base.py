@@ -1,6 +1,6 @@
 """The frozen base as training has it: transformers' own model and tokenizer, on one device.
 
-Here: BaseFolder, load_model. Not here: the engine's base, adapters.
+Here: BaseFolder, load_model, load_base. Not here: the engine's base, adapters.
 """
 
 import os
@@ -13,6 +13,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedTokenizerBase,
@@ -66,19 +67,35 @@ def load_model(
     quantization: BitsAndBytesConfig | None = None,
 ) -> Any:
     """The causal LM, frozen, evaluating. Raises OSError."""
+    model = load_base(AutoModelForCausalLM, base, dtype, quantization)
+    # What a base's folder says of sampling is no matter of training, and clashes with greedy.
+    model.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
+    return model
+
+
+def load_base(
+    kind: type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification],
+    base: BaseFolder,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    quantization: BitsAndBytesConfig | None = None,
+    **config: Any,
+) -> Any:
+    """The base with the head of its kind, frozen, evaluating; `config` changes what its own says.
+
+    Raises OSError.
+    """
     device = base.torch_device()
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    model: Any = kind.from_pretrained(
         base.folder,
         dtype=_dtype(base.folder, device) if dtype == "auto" else getattr(torch, dtype),
         quantization_config=quantization,
         device_map=None if quantization is None else {"": device},
         use_safetensors=True,
         local_files_only=True,
+        **config,
     )
     if quantization is None:
         model = model.to(device)
-    # What a base's folder says of sampling is no matter of training, and clashes with greedy.
-    model.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
     return model.eval().requires_grad_(False)
 
 

@@ -38,7 +38,11 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of one model. Losses and KL are means over learned tokens, in nats."""
+    """Of one model. Losses and KL are means over learned tokens, in nats.
+
+    Of a classifier: the loss is a mean over texts, exact match the share of right classes, F1 the
+    mean of the classes' own, and tokens those that were read.
+    """
 
     eval_loss: float | None
     perplexity: float | None

@@ -20,7 +20,12 @@ class Verdict:
 
 
 def judge(
-    gate: Gate, *, new: Scores, base: Scores, current: Scores | None, forgetting: float | None
+    gate: Gate,
+    *,
+    new: Scores,
+    base: Scores | None,
+    current: Scores | None,
+    forgetting: float | None,
 ) -> Verdict:
     """All conditions must hold. A score that could not be taken fails what asks for it."""
     value = getattr(new, gate.metric)

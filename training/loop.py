@@ -1,4 +1,4 @@
-"""One training run: trl's trainers with a plan, watched, and stopped and gone on with anywhere.
+"""One training run: a trainer of trl's or transformers', watched, stopped and resumed anywhere.
 
 Here: train, Watch, Curves. Not here: the adapter (methods/), rows (rows.py), where checkpoints rest
 (checkpoints.py), what is done with the result (run.py).
@@ -7,6 +7,7 @@ Here: train, Watch, Curves. Not here: the adapter (methods/), rows (rows.py), wh
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -28,6 +30,8 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from training.best_weights import BestWeights
+from training.classifier import Classifying, class_loss, padded
+from training.distillation import Distilling, Teacher
 from training.methods.optimizer import optimizer_groups
 from training.methods.trainable import Trainable, after_step, progress, resume
 from training.plan import Plan
@@ -84,12 +88,13 @@ def train(
     folder: Path,
     watch: Watch,
     checkpoint: Path | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[Curves, Progress]:
     """Trains to the plan's end, or as early as it allows.
 
     `folder` takes the trainer's files. `checkpoint` is of the same plan, base and rows: the
     run goes on as if it had never ended, to the same bits on the same kind of machine and with
-    the same number of threads.
+    the same number of threads. `teacher`: the plan's, if it has one.
     """
     watcher = _Watcher(watch, plan)
     best = []
@@ -97,7 +102,7 @@ def train(
         best = [BestWeights(trainable, plan.patience)]
     model = trainable.model
     device = next(model.parameters()).device
-    trainer_class: Any = _Dpo if plan.preference else _Sft
+    trainer_class, more = _kind(plan, tokenizer, teacher)
     trainer = trainer_class(
         trainable,
         _lengths(rows) if plan.group_by_length else None,
@@ -109,6 +114,7 @@ def train(
         optimizers=(_optimizer(trainable, plan), None),
         # The watcher last: it ships what others add.
         callbacks=[_AfterStep(trainable), *best, watcher],
+        **more,
     )
     trainer.remove_callback(PrinterCallback)
     if checkpoint is not None:
@@ -126,6 +132,19 @@ def train(
     for callback in best:
         callback.put_back()
     return watcher.curves, watcher.progress(state)
+
+
+def _kind(
+    plan: Plan, tokenizer: PreTrainedTokenizerBase, teacher: Teacher | None
+) -> tuple[Any, dict[str, Any]]:
+    """The trainer's class, and what only that one is told."""
+    if plan.adapter.task == "classification":
+        padding: Any = tokenizer.pad_token_id  # an int, as BaseFolder settles it
+        collate = partial(padded, padding=padding)
+        return _Classes, {"data_collator": collate, "compute_loss_func": class_loss}
+    if teacher is not None:
+        return _Taught, {"teacher": teacher}
+    return (_Dpo if plan.preference else _Sft), {}
 
 
 def _lengths(rows: Dataset) -> list[int]:
@@ -147,7 +166,7 @@ def _optimizer(trainable: Trainable, plan: Plan) -> torch.optim.Optimizer:
 
 def _arguments(
     plan: Plan, folder: Path, *, evaluate: bool, device: torch.device
-) -> SFTConfig | DPOConfig:
+) -> TrainingArguments:
     rows = plan.batch_size // plan.accumulation
     known: dict[str, Any] = {
         "output_dir": str(folder),
@@ -161,7 +180,6 @@ def _arguments(
         "warmup_steps": math.ceil(plan.warmup_ratio * plan.steps),
         "lr_scheduler_type": plan.scheduler,
         "max_grad_norm": plan.max_grad_norm,
-        "max_length": plan.max_tokens,
         "logging_steps": max(1, plan.steps // LOGGED_POINTS),
         "eval_strategy": "steps" if evaluate and plan.eval_every else "no",
         "eval_steps": plan.eval_every or None,
@@ -175,6 +193,15 @@ def _arguments(
         "disable_tqdm": True,
         "report_to": "none",
     }
+    if plan.adapter.task == "classification":
+        # What PEFT wraps does not say what it takes, so nothing is left to be guessed.
+        known |= {"remove_unused_columns": False, "label_names": ["labels"]}
+        return TrainingArguments(
+            prediction_loss_only=True,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            **known,
+        )
+    known["max_length"] = plan.max_tokens
     if plan.preference:
         return DPOConfig(beta=plan.beta, **known)
     return SFTConfig(packing=plan.packing, eval_packing=False, shuffle_dataset=False, **known)
@@ -231,6 +258,14 @@ class _Trainer:
 
 
 class _Sft(_Trainer, SFTTrainer):
+    pass
+
+
+class _Taught(Distilling, _Sft):
+    pass
+
+
+class _Classes(Classifying, _Trainer, Trainer):
     pass
 
 

@@ -1,6 +1,6 @@
 """What a job will do, in numbers: every "auto" and None of its spec settled.
 
-Here: Plan, AdapterPlan, settle. Not here: doing it.
+Here: Plan, AdapterPlan, TeacherPlan, settle. Not here: doing it.
 
 Where the defaults come from: learning rates from "LoRA Without Regret" (Schulman et al. 2025, the
 fit of the best rate to a Llama's width; a full fine-tune's is a tenth), alpha = 2 r as in PEFT's
@@ -9,7 +9,7 @@ and QLoRA's recipes (for rsLoRA, whose scale is alpha / sqrt(r), 16), all linear
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,7 +21,7 @@ from training.methods.fields import (
     default_targets,
     named_targets,
 )
-from training.spec import DpoHyperparameters, JobRequest, Peft, PeftMethod, Scheduler
+from training.spec import DpoHyperparameters, JobRequest, Peft, PeftMethod, Scheduler, Task, Teacher
 
 STEPS_WANTED = 300
 """Few examples are seen more often, until about so many steps are made."""
@@ -50,6 +50,17 @@ class AdapterPlan:
     modules_to_save: tuple[str, ...]
     trainable_token_ids: tuple[int, ...]
     virtual_tokens: int
+    task: Task = "generation"
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherPlan:
+    """Who teaches, by one of two names, and how much is made of it."""
+
+    job: str | None
+    name: str | None
+    weight: float
+    temperature: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,7 @@ class Plan:
     """Everything a training run depends on besides its data and base."""
 
     adapter: AdapterPlan
+    teacher: TeacherPlan | None
     preference: bool
     beta: float  # of DPO
     seed: int
@@ -99,7 +111,7 @@ def settle(
     options, hyper = request.adapterd, request.hyper
     preference = request.method.type == "dpo"
     check_options(options, preference=preference)
-    adapter = _adapter(options.peft, base, tokenizer)
+    adapter = replace(_adapter(options.peft, base, tokenizer), task=options.task)
     batch_size = _batch_size(rows) if hyper.batch_size == "auto" else hyper.batch_size
     accumulation = options.gradient_accumulation_steps
     if batch_size % accumulation:
@@ -118,6 +130,7 @@ def settle(
     beta = hyper.beta if isinstance(hyper, DpoHyperparameters) else "auto"
     return Plan(
         adapter=adapter,
+        teacher=_teacher(options.teacher),
         preference=preference,
         beta=0.1 if beta == "auto" else beta,
         seed=seed,
@@ -138,6 +151,12 @@ def settle(
         checkpoint_every=options.checkpoint_every or max(10, math.ceil(steps / 20)),
         patience=options.early_stopping_patience,
     )
+
+
+def _teacher(asked: Teacher | None) -> TeacherPlan | None:
+    if asked is None:
+        return None
+    return TeacherPlan(asked.job, asked.name, asked.weight, asked.temperature)
 
 
 def _adapter(peft: Peft, base: BaseShape, tokenizer: PreTrainedTokenizerBase) -> AdapterPlan:

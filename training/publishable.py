@@ -26,6 +26,12 @@ def unserved(peft: Peft) -> Literal["method", "modules_to_save", "trainable_toke
 
 def require_publishable(options: Options) -> None:
     """Raises UnsupportedParameter, with the remedy, if a version is asked for and cannot be."""
+    if options.publish and options.task == "classification":
+        raise UnsupportedParameter(
+            "adapterd.task: 'classification' makes a head of classes, which this server cannot "
+            'serve yet; send "publish": false in adapterd to get it as the job\'s result file',
+            param="adapterd.task",
+        )
     field = unserved(options.peft)
     if field is None or not options.publish:
         return

@@ -18,6 +18,11 @@ ROWS = (
     ("loss on general text", "general_loss"),
     ("KL from the base", "kl_from_base"),
 )
+CLASS_ROWS = (
+    ("held-out loss, nats a text", "eval_loss"),
+    ("accuracy", "exact_match"),
+    ("F1, mean over classes", "f1"),
+)
 
 _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string("""\
 <!doctype html>
@@ -61,6 +66,7 @@ def _page(report: Mapping[str, Any], svg: str) -> str:
     scores = {name: one for name, one in report["scores"].items() if one is not None}
     plan = {**report["plan"]["adapter"], **report["plan"]}
     plan.pop("adapter", None)
+    kinds = ROWS if plan["task"] == "generation" else CLASS_ROWS
     gate = report["gate"] or {"reasons": []}
     return _PAGE.render(
         title=f"Fine-tuning job {report['job']}",
@@ -72,12 +78,19 @@ def _page(report: Mapping[str, Any], svg: str) -> str:
         columns=list(scores),
         rows=[
             (label, [_number(one[key]) for one in scores.values()])
-            for label, key in ROWS
+            for label, key in kinds
             if any(one[key] is not None for one in scores.values())
         ],
         svg=svg[svg.index("<svg") :],  # without the XML declaration
-        plan=sorted(plan.items()),
+        plan=sorted((key, _said(value)) for key, value in plan.items()),
     )
+
+
+def _said(value: object) -> object:
+    """Of a part of the plan: what it says, in a line."""
+    if not isinstance(value, Mapping):
+        return value
+    return ", ".join(f"{key} {one}" for key, one in value.items() if one is not None)
 
 
 def _number(value: float | None) -> str:
@@ -97,7 +110,7 @@ def _curves(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
             axes.plot(
                 steps, losses, label=label, marker="o" if name == "eval" else "", markersize=4
             )
-    axes.set(xlabel="step", ylabel="loss, nats a token")
+    axes.set(xlabel="step", ylabel="loss, nats")
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()

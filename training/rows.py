@@ -1,7 +1,7 @@
 """A training file as rows of token ids on disk, in the columns that trl's trainers take.
 
-Here: supervised_rows, preference_rows, split, batches, tokenized. Not here: one example's tokens
-(tokens.py).
+Here: supervised_rows, preference_rows, written, split, batches, tokenized. Not here: one example's
+tokens (tokens.py).
 Memory does not grow with the file: rows are Arrow files that are mapped.
 """
 
@@ -48,7 +48,7 @@ def supervised_rows(
         for one in tokenize(example, tokenizer, max_tokens=max_tokens):
             yield {"input_ids": one.input_ids, "labels": one.labels}
 
-    return _written(file, rows, SUPERVISED, folder, field)
+    return written(file, rows, SUPERVISED, folder, field)
 
 
 def preference_rows(
@@ -71,7 +71,7 @@ def preference_rows(
             "rejected_ids": one.rejected_ids,
         }
 
-    return _written(file, rows, PREFERENCE, folder, field)
+    return written(file, rows, PREFERENCE, folder, field)
 
 
 def split(rows: Dataset, share: float, *, seed: int) -> tuple[Dataset, Dataset | None]:
@@ -115,13 +115,14 @@ def tokenized(rows: Dataset) -> list[Tokenized]:
     ]
 
 
-def _written(
+def written(
     file: BinaryIO,
     rows: Callable[[Example], Iterator[dict[str, Any]]],
     features: Features,
     folder: Path,
     field: str,
 ) -> Dataset:
+    """What `rows` makes of each example. Raises InvalidDataset as `supervised_rows` does."""
     faults: list[LineFault] = []
     count = 0
 
@@ -135,10 +136,12 @@ def _written(
                 if len(faults) < MAX_FAULTS:
                     faults.append(LineFault(number, bad.message))
 
-    written = Dataset.from_generator(
-        generate, features=features, cache_dir=str(folder), fingerprint=uuid.uuid4().hex
-    )
+    try:
+        found = Dataset.from_generator(
+            generate, features=features, cache_dir=str(folder), fingerprint=uuid.uuid4().hex
+        )
+    except ValueError:  # without a single row there is nothing that it could map
+        require_no_faults(faults, count, field=field)
+        raise InvalidDataset(f"{field} has no examples", param=field) from None
     require_no_faults(faults, count, field=field)
-    if not len(written):
-        raise InvalidDataset(f"{field} has no examples", param=field)
-    return written
+    return found

@@ -9,11 +9,11 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 from datasets import Dataset
@@ -31,21 +31,19 @@ from adapters_store.errors import (
 from adapters_store.store import AdapterStore
 from training.advisor.job import advise_job
 from training.advisor.request import ADVISE
-from training.base import BaseFolder, load_model
+from training.base import BaseFolder
 from training.checkpoints import CheckpointShelf
+from training.distillation import Teacher, open_teacher
 from training.gate import Verdict, judge
-from training.general_text import sample
 from training.heartbeat import Heartbeat
 from training.jobs import JobQueue, Lease, LeaseLost
 from training.loop import Curves, Progress, train
-from training.methods.quantized import quantization_config
 from training.methods.trainable import attach, save, saved_rank
 from training.plan import Plan, settle
 from training.publish import Outcome, current_folder, publish_job
-from training.rows import batches, preference_rows, split, supervised_rows, tokenized
 from training.spec import JobRequest
-from training.tokens import Tokenized
-from training.trial import Comparison, Questions, compare
+from training.tasks import Given, Task, Trial, task_of
+from training.trial import Comparison
 from training.watch import JobStopped, JobWatch
 
 logger = logging.getLogger(__name__)
@@ -69,6 +67,7 @@ class Workplace:
     excess: Callable[[int], str | None]  # what is wrong with a rank that none would; None: nothing
     queue: JobQueue
     shelf: CheckpointShelf
+    teachers: Mapping[str, Path] = field(default_factory=dict)  # larger models, by their names
 
 
 def work_on(place: Workplace, lease: Lease, stop: threading.Event) -> None:
@@ -145,23 +144,23 @@ class _Run:
         options = self._request.adapterd
         shape = self._place.base.shape()
         longest = min(options.max_tokens or shape.max_tokens, shape.max_tokens)
-        rows, held_out = self._rows(longest)
+        task = self._task(longest)
+        rows, held_out = task.rows()
+        self._note_rows(len(rows), 0 if held_out is None else len(held_out))
         seed = self._request.seed or 0
         plan = settle(
             self._request, seed=seed, rows=len(rows), base=shape, tokenizer=self._tokenizer
         )
         self._check_rank(plan)
-        quantization = quantization_config(plan.adapter)
-        model = load_model(self._place.base, options.dtype, quantization)
-        general = self._general(model, longest)
+        model = task.model(plan)
+        trial = task.trial(model, held_out)
         folder = self._scratch / "adapter"
-        told = self._trained(model, plan, rows, held_out, folder)
+        told = self._trained(task, model, plan, rows, held_out, folder)
         del model
+        gc.collect()  # trainers are in cycles with their models, whose memory is wanted
         self._heart.check()
-        held = [] if held_out is None else tokenized(held_out)
-        questions = Questions(held, general, answered=options.eval_examples)
         for attempt in range(1, RESCORED + 1):
-            outcome = self._outcome(plan, told, folder, questions, time.monotonic() - began)
+            outcome = self._outcome(plan, told, folder, trial, time.monotonic() - began)
             self._leave_if_asked()
             try:
                 publish_job(
@@ -177,6 +176,21 @@ class _Run:
                 self._note(f"{outcome.name} was moved meanwhile: its version is scored again.")
             else:
                 return
+
+    def _task(self, longest: int) -> Task:
+        given = Given(
+            self._request,
+            self._place.base,
+            self._tokenizer,
+            self._place.store,
+            longest,
+            self._scratch,
+        )
+        return task_of(given)
+
+    def _note_rows(self, rows: int, held_out: int) -> None:
+        held = "to evaluate on" if self._request.validation_file else "held out to evaluate on"
+        self._note(f"{rows} examples to train on, {held_out} {held}.")
 
     def _check_rank(self, plan: Plan) -> None:
         """Before an hour of training, not after it. Raises InvalidRequest."""
@@ -194,52 +208,23 @@ class _Run:
         if self._heart.wish == "cancel":
             raise JobStopped
 
-    def _rows(self, longest: int) -> tuple[Dataset, Dataset | None]:
-        """To train on, and to evaluate on."""
-        request = self._request
-        rows = self._read("training_file", request.training_file, longest)
-        seed = request.seed or 0
-        if request.validation_file is not None:
-            held_out = self._read("validation_file", request.validation_file, longest)
-            self._note(f"{len(rows)} examples to train on, {len(held_out)} to evaluate on.")
-            return rows, held_out
-        rows, held_out = split(rows, request.adapterd.holdout, seed=seed)
-        count = 0 if held_out is None else len(held_out)
-        self._note(f"{len(rows)} examples to train on, {count} held out to evaluate on.")
-        return rows, held_out
-
-    def _read(
-        self, field: str, file_id: str, longest: int, *, kind: Literal["own", "text"] = "own"
-    ) -> Dataset:
-        preference = self._request.method.type == "dpo" and kind == "own"
-        reader = preference_rows if preference else supervised_rows
-        _, content = self._place.store.files.open(file_id)
-        with content:
-            return reader(
-                content,
-                self._tokenizer,
-                max_tokens=longest,
-                folder=self._scratch / "rows" / field.replace(".", "-"),
-                field=field,
-            )
-
-    def _general(self, model: Any, longest: int) -> list[Tokenized]:
-        named = self._request.adapterd.general_file
-        if named is None:
-            return sample(model, self._tokenizer)
-        rows = self._read("adapterd.general_file", named, longest, kind="text")
-        return tokenized(rows)[:200]
-
     def _trained(
-        self, model: Any, plan: Plan, rows: Dataset, held_out: Dataset | None, folder: Path
+        self,
+        task: Task,
+        model: Any,
+        plan: Plan,
+        rows: Dataset,
+        held_out: Dataset | None,
+        folder: Path,
     ) -> "_Trained":
         """Trains, from the job's last checkpoint if it has one, and saves into `folder`."""
+        teacher = self._teacher(plan)
         attached = attach(
             model,
             plan.adapter,
             seed=plan.seed,
             total_steps=plan.steps,
-            batches=lambda: batches(rows, plan.batch_size),
+            batches=lambda: task.batches(rows, plan),
         )
         self._note(
             f"{attached.parameters:,} of {attached.total:,} parameters are trained, by "
@@ -267,16 +252,36 @@ class _Run:
             folder=self._scratch / "trainer",
             watch=watch,
             checkpoint=None if step is None else checkpoint,
+            teacher=teacher,
         )
         save(attached, folder, base_name=self._place.base.name)
+        task.add_files(folder)
         return _Trained(curves, progress, attached.parameters, attached.total)
+
+    def _teacher(self, plan: Plan) -> Teacher | None:
+        if plan.teacher is None:
+            return None
+        teacher = open_teacher(
+            plan.teacher,
+            store=self._place.store,
+            base=self._place.base,
+            tokenizer=self._tokenizer,
+            named=self._place.teachers,
+            owner=self._lease.job.owner,
+            folder=self._scratch / "teacher",
+        )
+        self._note(
+            f"{plan.teacher.job or plan.teacher.name} teaches, with {teacher.bytes / 1e6:,.0f} MB "
+            "of weights beside the student's."
+        )
+        return teacher
 
     def _outcome(
         self,
         plan: Plan,
         told: "_Trained",
         folder: Path,
-        questions: Questions,
+        trial: Trial,
         seconds: float,
     ) -> Outcome:
         """Scores the adapter beside what is served, and decides what becomes of it."""
@@ -285,13 +290,7 @@ class _Run:
         current, served = None, self._scratch / f"current-{time.monotonic_ns()}"
         if options.publish:
             current = current_folder(self._place.store, options.name, served)
-        scores = compare(
-            self._place.base,
-            self._tokenizer,
-            folder,
-            None if current is None else served,
-            questions,
-        )
+        scores = trial(folder, None if current is None else served)
         verdict = self._verdict(scores)
         passed = verdict is None or verdict.passed
         # A name's first version is what it means, whatever is wished: so a failed one is not made.

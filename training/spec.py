@@ -29,6 +29,7 @@ PeftMethod = Literal[
     "prompt-tuning", "prefix-tuning", "p-tuning", "bottleneck", "full",
 ]  # fmt: skip
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"]
+Task = Literal["generation", "classification"]
 Metric = Literal["eval_loss", "exact_match", "f1"]
 
 
@@ -143,14 +144,37 @@ class Gate(_Part):
         return self.metric == "eval_loss"
 
 
+class Teacher(_Part):
+    """Whose view of each next token is learned beside the examples' (arXiv:1503.02531): a job's
+    that has succeeded, or a larger model's that the worker was started with."""
+
+    job: Annotated[str, Field(pattern=r"^ftjob-[0-9a-f]{24}$")] | None = None
+    name: Annotated[str, Field(pattern=NAME)] | None = None
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The teacher's share of the loss; the rest is the examples'."""
+    temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
+    """Both models' logits are divided by it: more, and what is unlikely counts for more."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "Teacher":
+        if (self.job is None) == (self.name is None):
+            raise ValueError("say whose: 'job', or 'name', and not both")
+        return self
+
+
 class Options(_Part):
     """What OpenAI's fields have no place for. None: chosen by the base and the data."""
 
     name: Annotated[str, Field(pattern=NAME)] | None = None
     """The adapter whose next version comes of this; None: a name of its own, from `suffix`."""
+    task: Task = "generation"
+    """ "classification": the training file's different answers are classes, and a head on the base
+    learns to tell them apart, with the adapter."""
     publish: bool = True
     """False: the adapter becomes a result file of the job, and no version."""
     peft: Peft = Peft()
+    teacher: Teacher | None = None
+    """None: the examples alone are learned."""
     gate: Gate | None = None
     """None: the name moves to the new version."""
     learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
@@ -241,6 +265,46 @@ class JobRequest(_Part):
                 f"method.{self.method.type}.hyperparameters",
                 param="hyperparameters",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_say_tokens(self) -> "JobRequest":
+        """What a teacher is good for: next tokens, one example a row."""
+        if self.adapterd.teacher is None:
+            return self
+        if self.method.type == "dpo":
+            raise InvalidRequest(
+                "adapterd.teacher: preferences are learned without one; leave it out, or use the "
+                "method 'supervised'",
+                param="adapterd.teacher",
+            )
+        if self.adapterd.packing:
+            raise InvalidRequest(
+                "adapterd.packing: a teacher would see a row's examples as one text; leave one of "
+                "them out",
+                param="adapterd.packing",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_told_apart_alone(self) -> "JobRequest":
+        """By examples of one text and one class: nothing is written, and no base has the head."""
+        if self.adapterd.task != "classification":
+            return self
+        gate = self.adapterd.gate or Gate()
+        for field, asked in (
+            ("method.type", self.method.type == "dpo"),
+            ("adapterd.packing", self.adapterd.packing),
+            ("adapterd.teacher", self.adapterd.teacher is not None),
+            ("adapterd.general_file", self.adapterd.general_file is not None),
+            ("adapterd.gate.better_than", gate.better_than is not None),
+            ("adapterd.gate.max_forgetting", gate.max_forgetting is not None),
+        ):
+            if asked:
+                raise InvalidRequest(
+                    f"{field}: does not go with the task 'classification'; leave one of them out",
+                    param=field,
+                )
         return self
 
     @property

@@ -1,7 +1,7 @@
 """Examples as the base reads them: token ids, and which of them are learned.
 
-Here: Tokenized, tokenize, Preference, tokenize_preference. Not here: a line's form (examples.py),
-batches, trainers.
+Here: Tokenized, tokenize, Preference, tokenize_preference, prompt_ids, answer_text. Not here: a
+line's form (examples.py), batches, trainers.
 
 A prompt is tokenised as the server tokenises a request, and what is learned as what a model
 answers: token after token from there, up to the end that stops it. So training sees what serving
@@ -87,6 +87,36 @@ def tokenize_preference(
     if rejected.input_ids[:start] != prompt or len(rejected.input_ids) == start:
         raise InvalidRequest("the base's chat template gives the two outputs different prompts")
     return Preference(prompt, chosen.input_ids[start:], rejected.input_ids[start:])
+
+
+def prompt_ids(
+    example: ChatExample | PromptExample, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
+) -> tuple[int, ...]:
+    """What the last answer is given to, as the server would be asked for it.
+
+    Raises InvalidRequest as `tokenize` does, or if that is nothing.
+    """
+    if isinstance(example, PromptExample):
+        ids = tokenizer.encode(example.prompt, verbose=False)
+    else:
+        ids = _plain(tokenizer, _rendered(tokenizer, example.messages[:-1], answer=True))
+    if not ids:
+        raise InvalidRequest("the prompt is empty, so there is nothing to tell a class by")
+    if len(ids) > max_tokens:
+        raise InvalidRequest(
+            f"the prompt is {len(ids)} tokens long, and at most {max_tokens} fit; shorten it"
+        )
+    return tuple(ids)
+
+
+def answer_text(example: ChatExample | PromptExample) -> str:
+    """The last answer, without white space at its ends. Raises InvalidRequest if it is blank."""
+    last = (
+        example.completion if isinstance(example, PromptExample) else example.messages[-1].content
+    )
+    if not last.strip():
+        raise InvalidRequest("the answer is blank, so it names no class")
+    return last.strip()
 
 
 def _answered(example: PreferenceExample, answer: Sequence[Message]) -> ChatExample:

@@ -21,8 +21,10 @@ from adapters_store.strict_json import shorten
 from server.api.errors import told_as
 from training.dataset import format_of
 from training.examples import Format
+from training.jobs import JobBook
 from training.publishable import require_publishable
 from training.spec import JobRequest
+from training.teacher_jobs import teacher_job
 
 PURPOSE = "fine-tune"
 FORMATS: dict[str, tuple[Format, ...]] = {"supervised": ("chat", "prompt"), "dpo": ("preference",)}
@@ -40,6 +42,7 @@ class Place:
     store: AdapterStore
     base_name: str
     has_chat_template: bool
+    owner: str = "default"
 
 
 def settled(place: Place, request: JobRequest, job_id: str) -> dict[str, Any]:
@@ -55,6 +58,11 @@ def settled(place: Place, request: JobRequest, job_id: str) -> dict[str, Any]:
     require_file(place, "training_file", request.training_file, method)
     if request.validation_file is not None:
         require_file(place, "validation_file", request.validation_file, method)
+    if (general := request.adapterd.general_file) is not None:
+        require_file(place, "adapterd.general_file", general, "supervised")
+    if (teacher := request.adapterd.teacher) is not None and teacher.job is not None:
+        book = JobBook(place.store.database, base=place.base_name)
+        teacher_job(book, teacher.job, owner=place.owner)
     spec = request.model_dump(mode="json", exclude_none=True)
     spec["seed"] = secrets.randbelow(SEEDS) if request.seed is None else request.seed
     spec["adapterd"]["name"] = name

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from adapters_store.errors import EngineStartFailed
 from server.cli import main
+from server.work import _teacher_folder
 from tests.server.fake_http import Answer, FakeServer, error, events, fake_server
 
 ADAPTER: dict[str, Any] = {
@@ -131,6 +133,25 @@ def test_a_flag_that_may_be_repeated(run: Run, tmp_path: Path) -> None:
     done = run(*asked)
     assert done.status == 2
     assert f"--adapter-root {missing}: there is no such folder" in done.err
+
+
+@pytest.mark.parametrize("told", ["big", "big=", "=folder", "Big=folder", "../big=folder"])
+def test_a_teacher_has_a_name_and_a_model(run: Run, told: str) -> None:
+    done = run("worker", "--teacher", told)
+    assert done.status == 2
+    assert f"--teacher {told}: say NAME=MODEL" in done.err
+
+
+def test_a_teacher_is_named_once(run: Run) -> None:
+    done = run("worker", "--teacher", "big=one", "--teacher", "big=two")
+    assert done.status == 2
+    assert "--teacher big is given twice" in done.err
+
+
+def test_a_teacher_that_is_not_there(tmp_path: Path) -> None:
+    missing = tmp_path / "none"
+    with pytest.raises(EngineStartFailed, match=f"^--teacher big={missing}: there is no such"):
+        _teacher_folder("big", str(missing))
 
 
 def test_no_server(run: Run) -> None:

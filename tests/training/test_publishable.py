@@ -33,3 +33,10 @@ def test_parts_that_are_no_lora_are_not_served(field: str) -> None:
 
 def test_full_fine_tunes_are_never_served() -> None:
     assert "full" not in SERVED
+
+
+def test_classes_are_not_served() -> None:
+    require_publishable(Options(task="classification", publish=False))
+    with pytest.raises(UnsupportedParameter, match='"publish": false') as refused:
+        require_publishable(Options(task="classification"))
+    assert refused.value.param == "adapterd.task"

@@ -17,7 +17,7 @@ from adapters_store.content import AdapterContent, AdapterFacts
 from adapters_store.errors import AdapterNotFound, StoreCorrupt
 from adapters_store.schema import checkpoints, jobs
 from tests.training.house import LESSONS, House, chat_lines, house
-from training import run
+from training import run, tasks
 
 
 @pytest.fixture
@@ -188,6 +188,12 @@ def test_a_line_that_is_too_long_for_the_base_ends_the_job_by_its_number(home: H
     assert job.error.startswith("1 line cannot be trained on; line 4: the example is ")
 
 
+def test_a_file_of_which_no_line_fits_ends_the_job_too(home: House) -> None:
+    job = home.done(chat_lines([("long " * 2000, "yo")]))
+    assert (job.status, job.failures) == ("failed", 1)
+    assert (job.error or "").startswith("1 line cannot be trained on; line 1: the example is ")
+
+
 def test_a_rank_that_no_server_takes_is_no_version(home: House) -> None:
     job = home.done(peft={"method": "pissa", "rank": 512, "targets": ["q_proj"]})
     assert (job.status, job.failures) == ("failed", 1)
@@ -204,7 +210,7 @@ def test_three_failures_end_a_job_with_the_cause(
     def broken(*_args: object, **_more: object) -> None:
         raise RuntimeError("the device fell off")
 
-    monkeypatch.setattr(run, "load_model", broken)
+    monkeypatch.setattr(tasks, "load_model", broken)
     job = home.done()
     assert (job.status, job.failures) == ("failed", 3)
     assert job.error == "RuntimeError: the device fell off"
@@ -315,3 +321,19 @@ def test_methods_that_are_not_served_are_result_files(home: House, method: str) 
     scores = job.result["report"]["scores"]
     assert scores["new"]["eval_loss"] < scores["base"]["eval_loss"]
     assert "adapter.zip" in files_of(home, job.id)
+
+
+def test_a_general_file_is_what_is_not_to_be_forgotten(home: House) -> None:
+    """Its loss, and not that on made-up text, is what forgetting is measured by."""
+    general = chat_lines([("say it", "ahoy there"), ("say it again", "ahoy once more")])
+    job = home.done(general_file=home.file(general))
+    assert job.status == "succeeded", job.error
+    assert job.result is not None
+    scores = job.result["report"]["scores"]
+    base = load_model(home.place.base)
+    rows = [
+        tokenize(example, home.place.base.tokenizer(), max_tokens=100)[0]
+        for example in examples_of(BytesIO(general))
+        if isinstance(example, ChatExample)
+    ]
+    assert scores["base"]["general_loss"] == pytest.approx(loss(View(base), rows), rel=1e-4)

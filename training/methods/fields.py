@@ -7,7 +7,7 @@ here: what depends on the base's weights (the methods' own modules).
 from typing import TYPE_CHECKING
 
 from adapters_store.errors import InvalidRequest
-from training.spec import Options, PeftMethod
+from training.spec import Options, Peft, PeftMethod
 
 if TYPE_CHECKING:
     from training.plan import AdapterPlan
@@ -32,6 +32,9 @@ TAKES: dict[PeftMethod, frozenset[str]] = {
     "full": frozenset(),
 }
 """Fields of `adapterd.peft`; whatever else is said there would be ignored, so it is refused."""
+
+CLASSIFIES: frozenset[PeftMethod] = frozenset({"lora", "rslora", "dora", "lora+", "full"})
+"""Methods that know what to do with a new head: they train it whole, and save it."""
 
 PROMPTS = ("prompt-tuning", "prefix-tuning", "p-tuning")
 
@@ -63,6 +66,8 @@ def check_options(options: Options, *, preference: bool = False) -> None:
             "adapterd.peft.method: adalora does not learn from preferences; use lora",
             param="adapterd.peft.method",
         )
+    if options.task == "classification":
+        _check_classification(peft)
     if method in PROMPTS and options.packing:
         raise InvalidRequest(
             f"adapterd.packing: {method} puts its virtual tokens before a row, so only the row's "
@@ -71,6 +76,22 @@ def check_options(options: Options, *, preference: bool = False) -> None:
         )
     if method == "prefix-tuning" and options.gradient_checkpointing:
         raise checkpointed_prefix()
+
+
+def _check_classification(peft: Peft) -> None:
+    if peft.method not in CLASSIFIES:
+        raise InvalidRequest(
+            f"adapterd.peft.method: {peft.method} does not learn classes; use one of "
+            f"{', '.join(sorted(CLASSIFIES))}",
+            param="adapterd.peft.method",
+        )
+    for field in ("modules_to_save", "trainable_tokens"):
+        if getattr(peft, field):
+            raise InvalidRequest(
+                f"adapterd.peft.{field}: with classes the head alone is trained beside the "
+                "adapter; leave it out",
+                param=f"adapterd.peft.{field}",
+            )
 
 
 def check_plan(plan: "AdapterPlan") -> None:

@@ -33,7 +33,7 @@ def shared_fields(base: PreTrainedModel, plan: AdapterPlan) -> dict[str, Any]:
     """The fields of PEFT's config that every low-rank method has. Raises InvalidRequest."""
     check_saved_modules(base, plan)
     return {
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if plan.task == "generation" else "SEQ_CLS",
         "lora_alpha": whole(plan.alpha),
         "lora_dropout": plan.dropout,
         "target_modules": sorted(plan.targets),

@@ -231,6 +231,30 @@ def test_names_of_suffixes(suffix: str | None, stem: str):
         ({"adapterd": {"name": "Bad"}}, "invalid_request", "adapterd.name", "pattern"),
         ({"adapterd": {"rank": 4}}, "invalid_request", "adapterd.rank", "unknown parameter"),
         ({"adapterd": {"name": "a"}, "suffix": "b"}, "invalid_request", "suffix", "leave one"),
+        (
+            {"adapterd": {"task": "classification"}},
+            "unsupported_parameter",
+            "adapterd.task",
+            'send "publish": false',
+        ),
+        (
+            {"adapterd": {"teacher": {}}},
+            "invalid_request",
+            "adapterd.teacher",
+            "say whose: 'job', or 'name'",
+        ),
+        (
+            {"adapterd": {"teacher": {"job": "ftjob-" + "0" * 24}}},
+            "invalid_request",
+            "adapterd.teacher.job",
+            "no fine-tuning job of this base",
+        ),
+        (
+            {"adapterd": {"teacher": {"name": "big"}, "packing": True}},
+            "invalid_request",
+            "adapterd.packing",
+            "as one text",
+        ),
     ],
 )
 async def test_bodies_at_fault_are_told_which_field(
@@ -243,6 +267,21 @@ async def test_bodies_at_fault_are_told_which_field(
     assert (reply.status_code, error["code"], error["param"]) == (400, code, param), reply.text
     assert said in error["message"]
     assert house.app.state.services.jobs.list(limit=1) == ((), False)
+
+
+async def test_a_teacher_is_a_job_that_has_succeeded(house: House, data: str):
+    plain = {"model": BASE, "training_file": data}
+    made = (await house.client.post("/v1/fine_tuning/jobs", json=plain)).json()["id"]
+    body = {"model": BASE, "training_file": data, "adapterd": {"teacher": {"job": made}}}
+    reply = await house.client.post("/v1/fine_tuning/jobs", json=body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, "adapterd.teacher.job")
+    assert "is queued; a teacher is a job that has succeeded" in error["message"]
+    end_well(house, claimed(house), fine_tuned_model="ft")
+    reply = await house.client.post("/v1/fine_tuning/jobs", json=body)
+    assert reply.status_code == 200, reply.text
+    wanted = {"job": made, "weight": 0.5, "temperature": 2.0}
+    assert claimed(house).job.spec["adapterd"]["teacher"] == wanted
 
 
 async def test_a_body_that_is_no_json_object(house: House):
