@@ -152,7 +152,7 @@ class Teacher(_Part):
     name: Annotated[str, Field(pattern=NAME)] | None = None
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     """The teacher's share of the loss; the rest is the examples'."""
-    temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Both models' logits are divided by it: more, and what is unlikely counts for more."""
 
     @model_validator(mode="after")

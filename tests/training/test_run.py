@@ -18,6 +18,11 @@ from adapters_store.errors import AdapterNotFound, StoreCorrupt
 from adapters_store.schema import checkpoints, jobs
 from tests.training.house import LESSONS, House, chat_lines, house
 from training import run, tasks
+from training.base import load_model
+from training.dataset import examples_of
+from training.evaluation import View, loss
+from training.examples import ChatExample
+from training.tokens import tokenize
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def asked(method: str = "supervised", **options: Any) -> JobRequest:
 
 def test_a_teacher_has_defaults() -> None:
     assert asked(teacher={"job": JOB}).adapterd.teacher == Teacher(
-        job=JOB, weight=0.5, temperature=2.0
+        job=JOB, weight=0.5, temperature=1.0
     )
     assert asked().adapterd.teacher is None
 
