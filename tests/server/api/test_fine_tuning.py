@@ -280,7 +280,7 @@ async def test_a_teacher_is_a_job_that_has_succeeded(house: House, data: str):
     end_well(house, claimed(house), fine_tuned_model="ft")
     reply = await house.client.post("/v1/fine_tuning/jobs", json=body)
     assert reply.status_code == 200, reply.text
-    wanted = {"job": made, "weight": 0.5, "temperature": 2.0}
+    wanted = {"job": made, "weight": 0.5, "temperature": 1.0}
     assert claimed(house).job.spec["adapterd"]["teacher"] == wanted
 
 
