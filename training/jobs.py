@@ -291,7 +291,8 @@ class JobQueue:
 
 
 def new_job_id() -> str:
-    return f"ftjob-{uuid.uuid4().hex[:24]}"
+    """Ids sort by the time they were made at: jobs of the same second keep their order."""
+    return f"ftjob-{time.time_ns():016x}{uuid.uuid4().hex[:8]}"
 
 
 def storable(value: Any) -> Any:

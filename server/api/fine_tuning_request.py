@@ -106,7 +106,7 @@ def _name(place: Place, request: JobRequest, job_id: str) -> str:
 
 def _made_name(suffix: str | None, job_id: str) -> str:
     stem = _NOT_OF_NAMES.sub("-", (suffix or "").lower()).strip("-._")[:MAX_STEM].rstrip("-._")
-    return f"{stem or 'ft'}-{job_id.removeprefix('ftjob-')[:8]}"
+    return f"{stem or 'ft'}-{job_id[-8:]}"
 
 
 def require_file(place: Place, field: str, file_id: str, method: str) -> None:

@@ -301,6 +301,15 @@ def test_what_is_not_there_is_named(book: JobBook) -> None:
     assert refused.value.param == "after"
 
 
+def test_jobs_of_the_same_moment_are_taken_in_order(book: JobBook, database: Database) -> None:
+    made = [book.create(SPEC).id for _ in range(20)]
+    taken = []
+    while (lease := queue(database).claim("w")) is not None:
+        taken.append(lease.job.id)
+    assert taken == made
+    assert [job.id for job in book.list(limit=100)[0]] == made[::-1]
+
+
 def test_many_workers_at_once_take_each_job_once(url: str) -> None:
     with_jobs = Database(url)
     ids = {JobBook(with_jobs, base="demo").create({"n": n}).id for n in range(20)}

@@ -71,7 +71,7 @@ async def test_a_jobs_life_with_the_openai_client(
     assert (made.fine_tuned_model, made.finished_at, made.trained_tokens) == (None, None, None)
     assert (made.result_files, made.error, made.integrations) == ([], None, [])
     assert made.hyperparameters.n_epochs == made.hyperparameters.batch_size == "auto"
-    name = f"my-model-{made.id[6:14]}"
+    name = f"my-model-{made.id[-8:]}"
     extra = made.model_extra or {}
     assert (extra["adapterd"]["name"], extra["progress"]) == (name, None)
     assert await client.fine_tuning.jobs.retrieve(made.id) == made
@@ -153,7 +153,7 @@ async def test_seeds_and_names_that_are_not_asked_for_differ(client: openai.Asyn
     jobs = [await client.fine_tuning.jobs.create(model=BASE, training_file=data) for _ in "ab"]
     assert jobs[0].seed != jobs[1].seed
     names = [(job.model_extra or {})["adapterd"]["name"] for job in jobs]
-    assert names == [f"ft-{job.id[6:14]}" for job in jobs]
+    assert names == [f"ft-{job.id[-8:]}" for job in jobs]
 
 
 @pytest.mark.parametrize(
