@@ -3,18 +3,13 @@
 Here: ServerJobs. Not here: what comes of them (training/tune/), how it looks.
 """
 
-import time
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from server.http_client import ServerClient, ServerError
+from server.patience import patiently
 from training.tune.jobs import LOST, Body, Losses, TrialJob
 
 UNCLAIMED_S = 10.0  # in the queue, before that is said
-OUTAGE_S = 120.0  # without an answer, before it is an error
-RETRY_S = 1.0
-Answer = TypeVar("Answer")
-Arguments = ParamSpec("Arguments")
 
 
 class ServerJobs:
@@ -28,7 +23,7 @@ class ServerJobs:
 
     def ensure(self, body: Body, *, again: bool = False) -> str:
         """Looked for anew at every attempt: an answer that was lost may have been a yes."""
-        return _patiently(self._ensure, body, again=again)
+        return patiently(_in_silence, self._ensure, body, again=again)
 
     def _ensure(self, body: Body, *, again: bool) -> str:
         for job in self._client.jobs(metadata=body["metadata"]):
@@ -37,7 +32,7 @@ class ServerJobs:
         return self._client.create_job(dict(body))["id"]
 
     def look(self, job_id: str) -> TrialJob:
-        return _patiently(self._look, job_id)
+        return patiently(_in_silence, self._look, job_id)
 
     def _look(self, job_id: str) -> TrialJob:
         job = self._client.job(job_id)  # first: one that has ended has all its events
@@ -68,7 +63,7 @@ class ServerJobs:
         return found
 
     def cancel(self, job_id: str) -> None:
-        _patiently(self._cancel, job_id)
+        patiently(_in_silence, self._cancel, job_id)
 
     def _cancel(self, job_id: str) -> None:
         try:
@@ -85,18 +80,5 @@ class ServerJobs:
         return "No worker has taken a job yet. If none is running: adapterd worker"
 
 
-def _patiently(
-    ask: Callable[Arguments, Answer], *given: Arguments.args, **named: Arguments.kwargs
-) -> Answer:
-    """The answer, asked for again while the server is away: its restart ends no study."""
-    silent_since: float | None = None
-    while True:
-        try:
-            return ask(*given, **named)
-        except ServerError as error:
-            if error.status is not None and error.status < 500:
-                raise
-            silent_since = silent_since or time.monotonic()
-            if time.monotonic() - silent_since > OUTAGE_S:
-                raise
-        time.sleep(RETRY_S)
+def _in_silence(_message: str) -> None:
+    """A study's picture has no line for it."""

@@ -122,6 +122,7 @@ async def place(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Place]:
     monkeypatch.setattr("server.follow_job.POLL_S", 0.02)
+    monkeypatch.setattr("server.patience.RETRY_S", 0.02)
     monkeypatch.setattr("server.job_view.PLAIN_EVERY_S", 0.0)
 
     def ran(arguments: tuple[str, ...]) -> int:
@@ -390,7 +391,7 @@ async def test_a_server_that_comes_back_is_followed_on(
 async def test_a_server_that_stays_away_is_an_error(
     data: Path, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.follow_job.OUTAGE_S", 0.1)
+    monkeypatch.setattr("server.patience.OUTAGE_S", 0.1)
     await place.run("train", str(data), "--name", "sql", "--detach")
     lease = await place.claimed()
     async with served(place.house.app) as url:

@@ -29,7 +29,7 @@ Run = Callable[..., "asyncio.Task[Ran]"]
 @pytest.fixture
 async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
     monkeypatch.setattr("training.tune.tuner.POLL_S", 0.02)
-    monkeypatch.setattr("server.tune_jobs.RETRY_S", 0.05)
+    monkeypatch.setattr("server.patience.RETRY_S", 0.05)
     monkeypatch.setenv("ADAPTERD_DATA_DIR", str(tmp_path / "own"))
     async with make_house(tmp_path / "data") as made:
         yield made
