@@ -7,12 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import demo
 from server.config import Settings
-from server.engine.base_files import resolve_model
-from server.work import log_to_terminal, require_training
+from server.work import base_folder, prepare_training
 
 
 def run(settings: Settings, data: Path, *, options: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -21,19 +17,13 @@ def run(settings: Settings, data: Path, *, options: dict[str, Any], seed: int) -
     `options`: fields of training's Probing. Raises SettingsError, EngineStartFailed (no such
     base), InvalidDataset, OSError.
     """
-    require_training()
-    log_to_terminal(level="error")
+    prepare_training(settings, log_level="error")
     from training.advisor.advice import advise
     from training.advisor.request import Probing
-    from training.base import BaseFolder
 
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    folder = resolve_model(settings.model or str(demo.base_path()))
-    base = BaseFolder(settings.base_name, folder, settings.device)
     with data.open("rb") as file:
         return advise(
-            base,
+            base_folder(settings),
             file,
             Probing.model_validate(options),
             seed=seed,

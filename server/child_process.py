@@ -42,9 +42,6 @@ def start_module(module: str, environment: dict[str, str]) -> Child:
 
     Raises OSError.
     """
-    # This very package is found first; -P: a folder called server/ where one stands is not ours.
-    ours = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, (ours, environment.get("PYTHONPATH"))))
     here, there = socket.socketpair()
     with there:
         try:
@@ -52,9 +49,19 @@ def start_module(module: str, environment: dict[str, str]) -> Child:
                 [sys.executable, "-P", "-m", module, str(there.fileno())],
                 pass_fds=(there.fileno(),),
                 stdin=subprocess.DEVNULL,
-                env=environment | {"PYTHONPATH": path},
+                env=finding_ours(environment),
             )
         except OSError:
             here.close()
             raise
     return Child(process, here)
+
+
+def finding_ours(environment: dict[str, str]) -> dict[str, str]:
+    """The environment in which an interpreter finds these very packages first.
+
+    It wants -P besides: a folder called server/ where one stands is not ours.
+    """
+    ours = str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, (ours, environment.get("PYTHONPATH"))))
+    return environment | {"PYTHONPATH": path}

@@ -12,18 +12,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoTokenizer
-
 from adapters_store.store import AdapterStore
 from server.api.fine_tuning_format import event_object, job_object
-from server.api.fine_tuning_request import PURPOSE, Place, settled
+from server.api.fine_tuning_request import Place, settled
 from server.config import Settings
 from server.open_store import blob_place, open_store
-from server.work import log_to_terminal, require_training, workplace
-from training.dataset import check_dataset
+from server.work import prepare_training, workplace
 from training.jobs import ENDED, JobBook, new_job_id
 from training.spec import JobRequest
+from training.uploads import keep_examples
 
 if TYPE_CHECKING:  # needs the train extra
     from training.run import Workplace
@@ -47,17 +44,14 @@ def run(
     `request`: the body of POST /v1/fine_tuning/jobs, without model and files. After Ctrl-C the job
     waits in the queue, with a checkpoint. Raises SettingsError, and AdapterdError naming the field.
     """
-    require_training()
-    log_to_terminal(level="error")
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    prepare_training(settings, log_level="error")
     with closing(open_store(settings, blob_place(settings))) as store:
         place = workplace(settings, store, lease_s=LEASE_S)
         files = {"training_file": _kept(store, training)}
         if validation is not None:
             files["validation_file"] = _kept(store, validation)
         body = {**request, **files, "model": settings.base_name}
-        tokenizer = AutoTokenizer.from_pretrained(place.base.folder, local_files_only=True)
+        tokenizer = place.base.tokenizer()
         book, job_id = JobBook(store.database, base=settings.base_name), new_job_id()
         spec = settled(
             Place(store, settings.base_name, tokenizer.chat_template is not None),
@@ -71,9 +65,7 @@ def run(
 def _kept(store: AdapterStore, path: Path) -> str:
     """The id of the file in the store. Raises InvalidDataset."""
     with path.open("rb") as file:
-        check_dataset(file).require_sound()
-        file.seek(0)
-        return store.files.add(file, filename=path.name, purpose=PURPOSE).id
+        return keep_examples(store.files, file, path.name).id
 
 
 def _finished(place: "Workplace", book: JobBook, job_id: str, show: Show) -> Json:

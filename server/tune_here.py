@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from adapters_store.errors import AdapterdError
+from adapters_store.errors import InvalidDataset
 from adapters_store.store import AdapterStore
+from server.child_process import finding_ours
 from server.config import Settings, SettingsError, variable_of
 from server.open_store import blob_place, open_store
-from training.dataset import check_dataset
 from training.tune.jobs import LocalJobs
+from training.uploads import keep_examples
 
 LEASE_S = 15.0
 """A worker that was killed is soon succeeded; one that lives renews its lease twice meanwhile."""
@@ -53,11 +54,9 @@ class LocalPlace(LocalJobs):
         """The file's id. Raises SettingsError, naming it, if lines of it cannot be trained on."""
         with path.open("rb") as file:
             try:
-                check_dataset(file).require_sound()
-            except AdapterdError as bad:
+                return keep_examples(self._shelf, file, path.name).id
+            except InvalidDataset as bad:
                 raise SettingsError(f"{path}: {bad.message}") from None
-            file.seek(0)
-            return self._shelf.add(file, filename=path.name[-255:], purpose="fine-tune").id
 
     def tend(self, idle_s: float) -> str | None:
         """Starts workers where they lack. Raises SettingsError if they keep ending."""
@@ -113,7 +112,5 @@ def local_place(
 
 def _environment(settings: Settings, count: int) -> dict[str, str]:
     """Cores are shared out among the workers, where nothing else is said."""
-    ours = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, (ours, os.environ.get("PYTHONPATH"))))
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // count)
-    return {"OMP_NUM_THREADS": str(threads)} | os.environ | {"PYTHONPATH": path}
+    return finding_ours({"OMP_NUM_THREADS": str(threads)} | os.environ)

@@ -32,6 +32,7 @@ from server.inspect_adapter import base_of, with_norms
 from server.open_store import blob_place, open_store
 
 if TYPE_CHECKING:  # needs the train extra
+    from training.base import BaseFolder
     from training.run import Workplace
 
 
@@ -48,13 +49,10 @@ def run(
     `teachers`: larger models by their names, each a folder or a hub id. Raises SettingsError,
     Unavailable, StoreCorrupt, EngineStartFailed (no such base or teacher).
     """
-    log_to_terminal(level=settings.log_level)
+    prepare_training(settings, log_level=settings.log_level)
     os.nice(niceness)
-    require_training()
     from training.worker import work
 
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     stop, heard = threading.Event(), []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, partial(_hear, stop, heard))
@@ -68,8 +66,14 @@ def run(
     return 128 + heard[0] if heard else 0
 
 
-def require_training() -> None:
-    """Raises SettingsError, with the remedy, unless the trainers' libraries are installed."""
+def prepare_training(settings: Settings, *, log_level: str) -> None:
+    """This process's log and threads.
+
+    Raises SettingsError, with the remedy, unless the trainers' libraries are installed.
+    """
+    _log_to_terminal(log_level)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     for package in ("accelerate", "datasets", "peft", "trl"):
         if find_spec(package) is None:
             raise SettingsError(
@@ -96,22 +100,29 @@ def workplace(
 
     Raises EngineStartFailed, InvalidRequest.
     """
-    from training.base import BaseFolder
     from training.checkpoints import CheckpointShelf
     from training.jobs import JobQueue
     from training.run import Workplace
 
-    folder = resolve_model(settings.model or str(demo.base_path()))
-    checker = _Checker(settings, folder)
+    base = base_folder(settings)
+    checker = _Checker(settings, base.folder)
     return Workplace(
         store=store,
-        base=BaseFolder(settings.base_name, folder, settings.device),
+        base=base,
         check=checker,
         excess=checker.excess,
         queue=JobQueue(store.database, base=settings.base_name, lease_s=lease_s),
         shelf=CheckpointShelf(store.database, store.objects, store.staging),
         teachers=teachers,
     )
+
+
+def base_folder(settings: Settings) -> "BaseFolder":
+    """The base that is trained on. Raises EngineStartFailed."""
+    from training.base import BaseFolder
+
+    folder = resolve_model(settings.model or str(demo.base_path()))
+    return BaseFolder(settings.base_name, folder, settings.device)
 
 
 class _Checker:
@@ -153,7 +164,7 @@ def _hear(stop: threading.Event, heard: list[int], number: int, _frame: object) 
     print("giving the job back; a second signal ends at once", file=sys.stderr)
 
 
-def log_to_terminal(*, level: str) -> None:
+def _log_to_terminal(level: str) -> None:
     """Ours from `level` on; the trainers' libraries' warnings."""
     logging.basicConfig(
         level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"

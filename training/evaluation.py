@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from training.rows import padded
 from training.tokens import NOT_LEARNED, Tokenized
 
 BATCH_TOKENS = 4096
@@ -170,16 +171,11 @@ def _batches(rows: Sequence[Tokenized], device: torch.device) -> Iterator[tuple[
     """input_ids and labels, both [rows, longest], padded on the right, rows of like length."""
     ordered = sorted(rows, key=lambda row: len(row.input_ids))
     while ordered:
-        longest = len(ordered[-1].input_ids)
-        size = max(1, BATCH_TOKENS // longest)
-        group, ordered = ordered[-size:], ordered[:-size]
-        inputs = torch.zeros(len(group), longest, dtype=torch.int64)
-        labels = torch.full_like(inputs, NOT_LEARNED)
-        for at, row in enumerate(group):
-            inputs[at, : len(row.input_ids)] = torch.tensor(row.input_ids)
-            labels[at, : len(row.labels)] = torch.tensor(row.labels)
+        size = max(1, BATCH_TOKENS // len(ordered[-1].input_ids))
+        batch, ordered = padded(ordered[-size:]), ordered[:-size]
+        labels = batch["labels"]
         labels[:, 0] = NOT_LEARNED  # nothing predicts the first token
-        yield inputs.to(device), labels.to(device)
+        yield batch["input_ids"].to(device), labels.to(device)
 
 
 def _log_probs(view: View, inputs: Tensor, labels: Tensor) -> Tensor:

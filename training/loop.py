@@ -117,13 +117,12 @@ def train(
         **more,
     )
     trainer.remove_callback(PrinterCallback)
-    if checkpoint is not None:
-        for callback in best:
-            callback.restore(checkpoint)
-        watcher.restore(checkpoint)
     state = trainer.state
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(checkpoint / STATE))
+        for callback in best:
+            callback.restore(checkpoint)
+        watcher.restore(state)
     if checkpoint is not None and state.global_step >= plan.steps:
         resume(trainable, load_file(checkpoint / TRAINED))  # transformers would make one more step
     else:
@@ -301,9 +300,8 @@ class _Watcher(TrainerCallback):
         self._logs: dict[str, Any] = {}
         self._tokens_before = 0  # those of the run's earlier workers: trl counts from 0 again
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, state: TrainerState) -> None:
         """Takes up the curves from a checkpoint's log."""
-        state = TrainerState.load_from_json(str(folder / STATE))
         for entry in state.log_history:
             self._take(int(entry["step"]), entry)
         self._tokens_before = self._tokens()

@@ -9,7 +9,7 @@ lease publishes nothing, however far it got.
 import shutil
 import zipfile
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -19,13 +19,12 @@ from sqlalchemy import Connection
 
 from adapters_store.catalog import VersionRecord
 from adapters_store.content import AdapterContent, AdapterFacts, Check
-from adapters_store.errors import AdapterdError, AdapterNotFound
+from adapters_store.errors import AdapterNotFound
 from adapters_store.members import UploadedFile
 from adapters_store.store import AdapterStore
-from training.jobs import JobQueue, Lease, succeed
+from training.jobs import Lease, succeed
 from training.report import report_files
-
-RESULTS = "fine-tune-results"  # the files' purpose, as OpenAI calls it
+from training.results import ResultFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +55,26 @@ def current_folder(store: AdapterStore, name: str, folder: Path) -> VersionRecor
     return current
 
 
-def publish_job(
-    store: AdapterStore, queue: JobQueue, lease: Lease, outcome: Outcome, *, check: Check
-) -> None:
+def publish_job(store: AdapterStore, lease: Lease, outcome: Outcome, *, check: Check) -> None:
     """Keeps the results, makes the version if that is wanted, and ends the job well.
 
     Raises LeaseLost, AliasMoved (score again: the name means another version by now), and what
     AdapterStore.publish raises; then nothing is left but what was there before.
     """
-    kept: list[str] = []
-    try:
-        _keep_files(store, lease, outcome, kept)
-        result = {**outcome.result, "result_files": kept}
+    with ResultFiles(store, lease.job) as kept:
+        for ending, content in report_files(outcome.report).items():
+            kept.add(ending, content)
+        if outcome.name is None:
+            archive = shutil.make_archive(str(outcome.folder), "zip", outcome.folder)
+            with open(archive, "rb") as packed:
+                kept.add("adapter.zip", packed)
+        result = {**outcome.result, "result_files": kept.ids}
         if outcome.name is None:
             with store.database.write() as connection:
                 whole = result | {"report": dict(outcome.report)}
                 succeed(connection, lease, whole, "The job is done; no version was made.")
         else:
             _publish_version(store, lease, outcome, result, check)
-    except BaseException:
-        for file_id in kept:
-            with suppress(AdapterdError):
-                store.files.delete(file_id)
-        raise
 
 
 def _publish_version(
@@ -121,21 +117,3 @@ def _publish_version(
             expected=0 if outcome.current is None else outcome.current.number,
             within=end_job,
         )
-
-
-def _keep_files(store: AdapterStore, lease: Lease, outcome: Outcome, kept: list[str]) -> None:
-    """Adds to `kept` the ids of the job's result files."""
-    job = lease.job
-    contents = report_files(outcome.report)
-    for ending, content in contents.items():
-        record = store.files.add(
-            BytesIO(content), filename=f"{job.id}.{ending}", purpose=RESULTS, owner=job.owner
-        )
-        kept.append(record.id)
-    if outcome.name is None:
-        archive = shutil.make_archive(str(outcome.folder), "zip", outcome.folder)
-        with open(archive, "rb") as packed:
-            record = store.files.add(
-                packed, filename=f"{job.id}.adapter.zip", purpose=RESULTS, owner=job.owner
-            )
-        kept.append(record.id)

@@ -1,12 +1,12 @@
 """A training file as rows of token ids on disk, in the columns that trl's trainers take.
 
-Here: supervised_rows, preference_rows, written, split, batches, tokenized. Not here: one example's
-tokens (tokens.py).
+Here: supervised_rows, preference_rows, written, split, batches, padded, tokenized. Not here: one
+example's tokens (tokens.py).
 Memory does not grow with the file: rows are Arrow files that are mapped.
 """
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -92,15 +92,19 @@ def batches(rows: Dataset, size: int) -> Iterator[dict[str, Tensor]]:
     Of preferences, the prompts with the better answers.
     """
     for start in range(0, len(rows) - size + 1, size):
-        group = tokenized(rows.select(range(start, start + size)))
-        longest = max(len(row.input_ids) for row in group)
-        inputs = torch.zeros(size, longest, dtype=torch.int64)
-        mask, labels = torch.zeros_like(inputs), torch.full_like(inputs, NOT_LEARNED)
-        for at, row in enumerate(group):
-            inputs[at, : len(row.input_ids)] = torch.tensor(row.input_ids)
-            mask[at, : len(row.input_ids)] = 1
-            labels[at, : len(row.labels)] = torch.tensor(row.labels)
-        yield {"input_ids": inputs, "attention_mask": mask, "labels": labels}
+        yield padded(tokenized(rows.select(range(start, start + size))))
+
+
+def padded(rows: Sequence[Tokenized]) -> dict[str, Tensor]:
+    """input_ids, attention_mask and labels, each [rows, longest], padded on the right."""
+    longest = max(len(row.input_ids) for row in rows)
+    inputs = torch.zeros(len(rows), longest, dtype=torch.int64)
+    mask, labels = torch.zeros_like(inputs), torch.full_like(inputs, NOT_LEARNED)
+    for at, row in enumerate(rows):
+        inputs[at, : len(row.input_ids)] = torch.tensor(row.input_ids)
+        mask[at, : len(row.input_ids)] = 1
+        labels[at, : len(row.labels)] = torch.tensor(row.labels)
+    return {"input_ids": inputs, "attention_mask": mask, "labels": labels}
 
 
 def tokenized(rows: Dataset) -> list[Tokenized]:

@@ -163,13 +163,7 @@ class _Run:
             outcome = self._outcome(plan, told, folder, trial, time.monotonic() - began)
             self._leave_if_asked()
             try:
-                publish_job(
-                    self._place.store,
-                    self._place.queue,
-                    self._lease,
-                    outcome,
-                    check=self._place.check,
-                )
+                publish_job(self._place.store, self._lease, outcome, check=self._place.check)
             except AliasMoved:
                 if attempt == RESCORED:
                     raise

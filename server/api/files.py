@@ -17,10 +17,7 @@ from server.api.downloads import file_chunks
 from server.api.errors import told_as
 from server.api.forms import read_form
 from server.api.services import AnyTime, Services, WhileOpen
-from training.dataset import check_dataset
-
-PURPOSE = "fine-tune"
-MAX_FILENAME = 255
+from training.uploads import PURPOSE, keep_examples
 
 Json = dict[str, Any]
 Limit = Annotated[int, Query(ge=1, le=10_000)]
@@ -54,10 +51,7 @@ async def upload(request: Request, services: WhileOpen) -> Json:
 
 def _keep(services: Services, file: UploadFile) -> FileRecord:
     with told_as({"training_file": "file"}):
-        check_dataset(file.file).require_sound()
-    file.file.seek(0)
-    name = (file.filename or "")[-MAX_FILENAME:]
-    return services.store.files.add(file.file, filename=name, purpose=PURPOSE)
+        return keep_examples(services.store.files, file.file, file.filename or "")
 
 
 def _fields(form: FormData) -> UploadFile:

@@ -25,8 +25,8 @@ from training.jobs import JobBook
 from training.publishable import require_publishable
 from training.spec import JobRequest
 from training.teacher_jobs import teacher_job
+from training.uploads import PURPOSE
 
-PURPOSE = "fine-tune"
 FORMATS: dict[str, tuple[Format, ...]] = {"supervised": ("chat", "prompt"), "dpo": ("preference",)}
 FORMS = {"chat": "chat", "prompt": "text", "preference": "preference"}  # as users know them
 MAX_STEM = 54  # of 63 characters; a hyphen and eight digits follow

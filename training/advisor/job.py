@@ -6,10 +6,7 @@ There are no checkpoints: an advice that is given back begins again.
 """
 
 import threading
-from contextlib import suppress
-from io import BytesIO
 
-from adapters_store.errors import AdapterdError
 from adapters_store.store import AdapterStore
 from training.advisor.advice import advice_files, advise
 from training.advisor.campaign import MOST_PROBES
@@ -17,7 +14,7 @@ from training.advisor.request import AdviceRequest
 from training.base import BaseFolder
 from training.heartbeat import Heartbeat
 from training.jobs import JobQueue, Lease, succeed
-from training.publish import RESULTS
+from training.results import ResultFiles
 from training.watch import JobStopped
 
 
@@ -38,21 +35,12 @@ def advise_job(
         report = advise(base, content, request.adapterd, seed=request.seed, listener=listener)
     listener.on_step()
     report |= {"job": lease.job.id, "training_file": request.training_file}
-    kept: list[str] = []
-    try:
-        for ending, bytes_ in advice_files(report).items():
-            named = f"{lease.job.id}.{ending}"
-            owner = lease.job.owner
-            record = store.files.add(BytesIO(bytes_), filename=named, purpose=RESULTS, owner=owner)
-            kept.append(record.id)
+    with ResultFiles(store, lease.job) as kept:
+        for ending, file in advice_files(report).items():
+            kept.add(ending, file)
         with store.database.write() as connection:
-            result = {"result_files": kept, "report": report}
+            result = {"result_files": kept.ids, "report": report}
             succeed(connection, lease, result, report["summary"])
-    except BaseException:
-        for file_id in kept:
-            with suppress(AdapterdError):
-                store.files.delete(file_id)
-        raise
 
 
 class _Listener:
